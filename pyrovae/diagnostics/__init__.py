@@ -1,0 +1,1 @@
+"""One file a measurement; each is a function of a Target."""

@@ -1,0 +1,1 @@
+"""Samplers and estimators on plain tensors: they know nothing of Pyro."""
