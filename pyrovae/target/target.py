@@ -1,0 +1,269 @@
+"""`Target`: the per-datum densities of a Pyro model and amortized guide, for many draws of z at once."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from jaxtyping import Float
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyrovae.seeding import seeded
+from pyrovae.target.checks import check_data, check_densities
+from pyrovae.target.curvature import expected_curvature
+from pyrovae.target.handlers import DataPlate, PlaceLatents, ReadLatents, Score, Simulate
+from pyrovae.target.layout import Layout, read_layout
+from pyrovae.target.simulation import fill_arguments, match_arguments
+
+__all__ = ["Draws", "Simulation", "Target", "Terms"]
+
+Program = Callable[..., Any]
+
+
+class Draws(NamedTuple):
+    """Draws `z` `[K, N, D]` of the guide in unconstrained coordinates, and their `log_q` `[K, N]`."""
+
+    z: Tensor
+    log_q: Tensor
+
+
+class Terms(NamedTuple):
+    """`log_prior` and `log_likelihood`, each `[K, N]`; their sum is log p(x, z)."""
+
+    log_prior: Tensor
+    log_likelihood: Tensor
+
+
+class Simulation(NamedTuple):
+    """`z` `[K, D]` from the prior, and `data` drawn given z, as the arguments of the model with K rows."""
+
+    z: Tensor
+    data: tuple[Tensor, ...]
+
+
+class Target:
+    """Per-datum log densities, draws, curvature and simulations of a Pyro model and an amortized guide.
+
+    Amortized inference is N independent problems, one per datum. A Target tiles the data K times along the data
+    plate, so that the model sees an ordinary batch of K*N rows, and sums every site's log density over all
+    dimensions but the plate's. All densities are with respect to Lebesgue measure on the *unconstrained* z
+    (`torch.distributions.biject_to` of the model's supports, in the order of the model); log|dv/du| is in
+    `log_prior` and in `log_guide` alike. Scales (subsampling, KL warm-up) are ignored, masks honoured.
+
+    Args:
+        model: a Pyro model; takes `*data`.
+        guide: an amortized Pyro guide: it computes every latent site of the model from the data, row by row.
+        *data: tensors; axis 0 of each indexes the data. Inputs shared by all data go in by closure.
+        plate: name of the data plate in model and guide.
+        params: values of `pyro.param`s that belong to no module, `{name: constrained value}`, as
+            `fit(...).params` gives them.
+        simulate: `(z: {site: [K, *event]}, *data) -> data` for `Target.simulate`, where the default cannot tell
+            which observed site belongs to which argument.
+
+    Raises:
+        ValueError: if the model and guide are not a model and an amortized guide of N independent data; the
+            sentence says what was found and what to do.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5).to_event(1))
+        >>> target = Target(model, guide, torch.randn(5, 2))
+        >>> draws = target.sample_guide(3)
+        >>> log_w = target.log_joint(draws.z) - draws.log_q  # this guide is the posterior: log w = log p(x)
+        >>> log_w.shape, bool((log_w.std(0) < 1e-5).all())
+        (torch.Size([3, 5]), True)
+    """
+
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        *data: Tensor,
+        plate: str = "data",
+        params: Mapping[str, Tensor] | None = None,
+        simulate: Callable[..., Any] | None = None,
+    ) -> None:
+        check_data(data)
+        self.model, self.guide, self.plate = model, guide, plate
+        self.data = data
+        self._params = {name: value.detach() for name, value in (params or {}).items()}
+        self._simulate = simulate
+        self.can_score_guide = True
+        with seeded(0):
+            self._layout: Layout = read_layout(self)
+            self.can_score_guide = check_densities(self)
+
+    @property
+    def num_data(self) -> int:
+        """N, the number of data."""
+        return len(self.data[0])
+
+    @property
+    def dim(self) -> int:
+        """D, the number of unconstrained coordinates per datum."""
+        return self._layout.dim
+
+    @property
+    def sites(self) -> dict[str, slice]:
+        """Which of the D coordinates belong to which latent site, in the order of the model."""
+        return dict(self._layout.columns)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of z, which is the guide's."""
+        return self._layout.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of z, which is the guide's."""
+        return self._layout.device
+
+    def sample_guide(self, num_samples: int) -> Draws:
+        """Draw `num_samples` z for every datum: `z [K, N, D]` and `log_q [K, N]`, detached."""
+        with torch.no_grad():
+            scored = self._run_score(self.guide, {}, num_samples)
+            z, log_det = self._unconstrain(scored.values, num_samples)
+            return Draws(z, (scored.log_q + log_det).reshape(num_samples, self.num_data))
+
+    def sample_prior(self, num_samples: int) -> Float[Tensor, "k n d"]:
+        """Draw `num_samples` z from the prior for every datum, detached."""
+        with torch.no_grad():
+            drawn = self._run_score(self.model, {}, num_samples)
+            return self._unconstrain(drawn.values, num_samples)[0]
+
+    def log_terms(self, z: Float[Tensor, "k n d"]) -> Terms:
+        """log p(z) and log p(x | z) at `z`; differentiable in z if z requires a gradient."""
+        with torch.set_grad_enabled(z.requires_grad and torch.is_grad_enabled()):
+            placed = self._place(z)
+            shape = z.shape[:2]
+            return Terms(placed.log_prior.reshape(shape), placed.log_likelihood.reshape(shape))
+
+    def log_joint(self, z: Float[Tensor, "k n d"]) -> Float[Tensor, "k n"]:
+        """log p(x, z) at `z`; differentiable in z if z requires a gradient."""
+        terms = self.log_terms(z)
+        return terms.log_prior + terms.log_likelihood
+
+    def log_guide(self, z: Float[Tensor, "k n d"]) -> Float[Tensor, "k n"]:
+        """log q(z | x) at any `z`.
+
+        Raises:
+            NotImplementedError: if the guide can draw with density but not score (`can_score_guide` is False).
+        """
+        if not self.can_score_guide:
+            raise NotImplementedError(
+                "this guide can draw z with its density but not score a given z (a flow without an inverse): use "
+                "only what needs sample_guide, or a guide whose log_prob works at any value"
+            )
+        with torch.set_grad_enabled(z.requires_grad and torch.is_grad_enabled()):
+            return self._log_guide(z)
+
+    def constrain(self, z: Float[Tensor, "k n d"]) -> dict[str, Tensor]:
+        """The values of the latent sites at `z`: `{site: [K, N, *event]}`."""
+        with torch.no_grad():
+            values, _ = self._constrain(z)
+            axes = self._layout.axes
+            return {
+                name: (moved := value.movedim(axes[name], 0)).reshape(*z.shape[:2], *moved.shape[1:])
+                for name, value in values.items()
+            }
+
+    def curvature(self, z: Float[Tensor, "k n d"]) -> Float[Tensor, "k n d d"]:
+        """Expected negative Hessian of log p(x, z) in z.
+
+        Lambda(z) = sum over observed sites of J' F J + the prior's negative Hessian, with J the Jacobian of the
+        site's parameters in z and F their Fisher information (Normal, Bernoulli, Poisson); other sites add their
+        exact negative Hessian. For a Gaussian decoder this is Gauss-Newton, I + J'J / sigma^2 under a standard
+        normal prior: always positive definite. With a log-convex prior or exact Hessians it need not be.
+        """
+        num_samples, num_data, dim = z.shape
+        rows = z.detach().reshape(-1, dim)
+        matrix = expected_curvature(self._run_place, rows, num_samples, self.plate)
+        return matrix.reshape(num_samples, num_data, dim, dim)
+
+    def simulate(self, num_samples: int) -> Simulation:
+        """Draw (z, data) from the model, in place of the observed arguments: the i-th draw uses the other arguments
+        of datum i modulo N.
+
+        Raises:
+            ValueError: if an observed site cannot be told to belong to one argument; pass `simulate=` then.
+        """
+        base = self.rows([i % self.num_data for i in range(num_samples)])
+        handler = Simulate() if self._simulate is None else Score({}, self.plate)
+        with torch.no_grad():
+            base._run(self.model, 1, handler)
+            z, _ = base._unconstrain(handler.values, 1)
+            if isinstance(handler, Simulate):
+                data = fill_arguments(base.data, handler.drawn, match_arguments(self))
+            else:
+                drawn = self._simulate(handler.values, *base.data)  # type: ignore[misc]
+                data = drawn if isinstance(drawn, tuple) else (drawn,)
+        return Simulation(z[0], data)
+
+    def rows(self, index: Sequence[int] | range | Tensor) -> "Target":
+        """The same target for the data at `index`, in that order."""
+        index = torch.as_tensor(index if isinstance(index, Tensor) else list(index))
+        return self._replace(*(x[index.to(x.device)] for x in self.data))
+
+    def with_data(self, *data: Tensor) -> "Target":
+        """The same model and guide for other data, of the same form."""
+        check_data(data)
+        return self._replace(*data)
+
+    def _replace(self, *data: Tensor) -> "Target":
+        other = copy.copy(self)
+        other.data = data
+        return other
+
+    def _place(self, z: Tensor) -> PlaceLatents:
+        if z.dim() != 3 or z.shape[1:] != (self.num_data, self.dim):
+            raise ValueError(
+                f"z must have the shape [K, N, D] = [K, {self.num_data}, {self.dim}], not {list(z.shape)}"
+            )
+        return self._run_place(z.reshape(-1, self.dim), len(z))
+
+    def _run_place(self, rows: Tensor, num_copies: int) -> PlaceLatents:
+        handler = PlaceLatents(rows, self.plate)
+        self._run(self.model, num_copies, handler)
+        return handler
+
+    def _run_score(self, program: Program, values: Mapping[str, Tensor], num_copies: int) -> Score:
+        handler = Score(values, self.plate)
+        self._run(program, num_copies, handler)
+        return handler
+
+    def _log_guide(self, z: Tensor) -> Tensor:
+        values, log_det = self._constrain(z)
+        scored = self._run_score(self.guide, values, len(z))
+        return (scored.log_q + log_det).reshape(z.shape[:2])
+
+    def _constrain(self, z: Tensor) -> tuple[dict[str, Tensor], Any]:
+        if self._layout.is_real:
+            return self._layout.split(z.reshape(-1, self.dim)), 0.0
+        placed = self._place(z)
+        return placed.values, placed.log_det
+
+    def _unconstrain(self, values: Mapping[str, Tensor], num_copies: int) -> tuple[Tensor, Any]:
+        if self._layout.is_real:
+            coordinates, log_det = self._layout.join(values), 0.0
+        else:
+            handler = ReadLatents(values, self.plate)
+            self._run(self.model, num_copies, handler)
+            coordinates, log_det = torch.cat(list(handler.coordinates.values()), 1), handler.log_det
+        return coordinates.reshape(num_copies, self.num_data, self.dim), log_det
+
+    def _run(self, program: Program, num_copies: int, *handlers: Messenger) -> None:
+        data = [x.repeat(num_copies, *[1] * (x.dim() - 1)) for x in self.data]
+        plate = DataPlate(self.plate, len(data[0]), self._params, data[0].device)
+        with ExitStack() as stack:
+            for context in (pyro.get_param_store().scope(), pyro.validation_enabled(False), plate, *handlers):
+                stack.enter_context(context)
+            program(*data)
