@@ -24,6 +24,7 @@ __all__ = [
     "log_prob",
     "plate_dim",
     "rows_first",
+    "rows_of_mean",
     "sum_rows",
 ]
 
@@ -239,6 +240,13 @@ def plate_dim(msg: Message, plate: str) -> int:
 def rows_first(value: Tensor, axis: int) -> Tensor:
     """Move `axis` to the front and flatten the others: `[rows, size]`."""
     return value.movedim(axis, 0).reshape(value.shape[axis], -1)
+
+
+def rows_of_mean(msg: Message, plate: str) -> Tensor:
+    """The mean of a site's distribution, rows first: `[rows, *local, *event]`."""
+    fn = msg["fn"]
+    mean: Tensor = fn.mean
+    return mean.movedim(len(fn.batch_shape) + plate_dim(msg, plate), 0)
 
 
 def sum_rows(value: Tensor, axis: int) -> Tensor:

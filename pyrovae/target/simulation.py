@@ -13,7 +13,7 @@ from pyrovae.target.handlers import is_observed
 if TYPE_CHECKING:
     from pyrovae.target.target import Target
 
-__all__ = ["fill_arguments", "match_arguments"]
+__all__ = ["fill_arguments", "match_arguments", "name_arguments"]
 
 
 def match_arguments(target: "Target") -> dict[int, str]:
@@ -22,23 +22,40 @@ def match_arguments(target: "Target") -> dict[int, str]:
     Raises:
         ValueError: if a site's value equals no argument, or if several could be meant.
     """
-    few = target.rows(range(min(target.num_data, 16)))
-    tracer = TraceMessenger()
-    few._run(few.model, 1, tracer)
     places: dict[int, str] = {}
-    for name, site in tracer.trace.nodes.items():
-        if site["type"] != "sample" or not is_observed(site) or site_is_factor(site):
-            continue
-        equal = [i for i, x in enumerate(few.data) if _same_values(x, site["value"])]
+    for name, equal in _equal_arguments(target).items():
         if len(equal) != 1 or equal[0] in places:
             raise ValueError(
                 f"cannot tell which argument of the model is drawn at the observed site {name!r}: its value equals "
-                f"{len(equal)} of the {len(few.data)} arguments"
+                f"{len(equal)} of the {len(target.data)} arguments"
                 + (", one already taken by another site" if equal and equal[0] in places else "")
                 + "; pass simulate=, a callable (values, *data) -> data, to Target"
             )
         places[equal[0]] = name
     return places
+
+
+def name_arguments(target: "Target") -> list[str]:
+    """A name for each argument: that of the one observed site with its values, else "argument_i"."""
+    equal = _equal_arguments(target)
+    names = [f"argument_{i}" for i in range(len(target.data))]
+    for i in range(len(names)):
+        sites = [name for name, arguments in equal.items() if arguments == [i]]
+        if len(sites) == 1:
+            names[i] = sites[0]
+    return names
+
+
+def _equal_arguments(target: "Target") -> dict[str, list[int]]:
+    """The arguments whose values an observed site has, for every observed site that is no factor."""
+    few = target.rows(range(min(target.num_data, 16)))
+    tracer = TraceMessenger()
+    few._run(few.model, 1, tracer)
+    return {
+        name: [i for i, x in enumerate(few.data) if _same_values(x, site["value"])]
+        for name, site in tracer.trace.nodes.items()
+        if site["type"] == "sample" and is_observed(site) and not site_is_factor(site)
+    }
 
 
 def fill_arguments(

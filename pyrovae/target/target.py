@@ -9,14 +9,15 @@ import pyro
 import torch
 from jaxtyping import Float
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
 from pyrovae.seeding import seeded
 from pyrovae.target.checks import check_data, check_densities
 from pyrovae.target.curvature import expected_curvature
-from pyrovae.target.handlers import DataPlate, PlaceLatents, ReadLatents, Score, Simulate
+from pyrovae.target.handlers import DataPlate, PlaceLatents, ReadLatents, Score, Simulate, rows_of_mean
 from pyrovae.target.layout import Layout, read_layout
-from pyrovae.target.simulation import fill_arguments, match_arguments
+from pyrovae.target.simulation import fill_arguments, match_arguments, name_arguments
 
 __all__ = ["Draws", "Simulation", "Target", "Terms"]
 
@@ -176,6 +177,13 @@ class Target:
                 for name, value in values.items()
             }
 
+    def expected_data(self, z: Float[Tensor, "k n d"]) -> dict[str, Tensor]:
+        """The mean of p(x | z) at each `z`, for every observed site that has one: `{site: [K, N, *event]}`."""
+        with torch.no_grad():
+            observed = self._place(z).observed
+            means = {msg["name"]: rows_of_mean(msg, self.plate) for msg in observed if not site_is_factor(msg)}
+        return {name: mean.reshape(*z.shape[:2], *mean.shape[1:]) for name, mean in means.items()}
+
     def curvature(self, z: Float[Tensor, "k n d"]) -> Float[Tensor, "k n d d"]:
         """Expected negative Hessian of log p(x, z) in z.
 
@@ -202,11 +210,18 @@ class Target:
             base._run(self.model, 1, handler)
             z, _ = base._unconstrain(handler.values, 1)
             if isinstance(handler, Simulate):
-                data = fill_arguments(base.data, handler.drawn, match_arguments(self))
+                with seeded(0):
+                    places = match_arguments(self)
+                data = fill_arguments(base.data, handler.drawn, places)
             else:
                 drawn = self._simulate(handler.values, *base.data)  # type: ignore[misc]
                 data = drawn if isinstance(drawn, tuple) else (drawn,)
         return Simulation(z[0], data)
+
+    def argument_names(self) -> list[str]:
+        """A name for each argument of the model: that of the observed site with its values, else "argument_i"."""
+        with torch.no_grad(), seeded(0):
+            return name_arguments(self)
 
     def rows(self, index: Sequence[int] | range | Tensor) -> "Target":
         """The same target for the data at `index`, in that order."""

@@ -1,0 +1,124 @@
+"""Estimates of log p(x) against exact answers: equality, unbiasedness, order, and what is refused."""
+
+import chance
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+import zoo
+
+from pyrovae.diagnostics.evidence import ESTIMATORS, draw_weights, estimate, log_evidence
+from pyrovae.target import Target
+
+
+def make(specimen: zoo.Specimen) -> Target:
+    return Target(specimen.model, specimen.guide, *specimen.data)
+
+
+@pytest.mark.parametrize("method", ESTIMATORS)
+@pytest.mark.parametrize("name", zoo.EXACT)
+def test_every_estimator_is_exact_when_the_guide_is_the_posterior(name, method):
+    specimen = zoo.EXACT[name]()
+    e = log_evidence(make(specimen), method, num_samples=100)
+    assert np.abs(e.value - specimen.log_evidence.numpy()).max() < 1e-9
+    assert (e.std_error < 1e-9).all()
+    assert e.is_reliable.all()
+
+
+def test_elbo_equals_its_closed_form():
+    """log p(x) - KL(q || p), KL = D/2 (s^2 - 1 - log s^2) for a guide s times as wide as the posterior."""
+    specimen = zoo.linear_gaussian(guide_scale=1.3)
+    e = log_evidence(make(specimen), "elbo", num_samples=20_000)
+    gap = 3 / 2 * (1.69 - 1 - np.log(1.69))
+    z = (e.value - (specimen.log_evidence.numpy() - gap)) / e.std_error
+    assert np.abs(z).max() < chance.z_score_limit(5)
+
+
+def test_iwae_increases_with_the_number_of_draws_and_stays_below():
+    specimen = zoo.linear_gaussian(guide_scale=1.5, num_data=3)
+    _, log_w = draw_weights(make(specimen), 2**14)
+    exact = specimen.log_evidence
+    means, errors = [], []
+    for k in (1, 4, 16, 64):
+        groups = log_w.reshape(-1, k, 3)
+        value = torch.logsumexp(groups, 1) - np.log(k) - exact
+        means.append(value.mean(0))
+        errors.append(value.std(0) / len(value) ** 0.5)
+    limit = chance.z_score_limit(9)
+    for low, high, a, b in zip(means, means[1:], errors, errors[1:], strict=False):
+        assert (high - low > -limit * torch.hypot(a, b)).all()
+    assert (means[0] < means[-1] - limit * errors[0]).all()
+    assert (means[-1] < limit * errors[-1]).all()
+
+
+def test_the_error_bars_are_right():
+    """Over 300 seeds the spread of the estimates is the standard error that each reports."""
+    target = make(zoo.linear_gaussian(guide_scale=1.3, num_data=2))
+    runs = [log_evidence(target, "iwae", num_samples=200, seed=s) for s in range(300)]
+    values, errors = np.stack([r.value for r in runs]), np.stack([r.std_error for r in runs])
+    ratio = values.var(0, ddof=1) / (errors**2).mean(0)
+    assert chance.chi2_is_plausible(torch.as_tensor(ratio * 299), 299)
+
+
+def test_psis_of_a_far_guide_is_marked_unreliable():
+    target = make(zoo.linear_gaussian(guide_scale=0.3))
+    e = log_evidence(target, "psis", num_samples=2000)
+    assert not e.is_reliable.any()
+    assert "k-hat" in e.reason
+    assert (e.khat > 0.7).all()
+
+
+def test_directions_and_costs():
+    target = make(zoo.linear_gaussian())
+    found = {m: log_evidence(target, m, num_samples=50) for m in ESTIMATORS}
+    assert {m: e.direction for m, e in found.items()} == {"elbo": "lower", "iwae": "lower", "psis": "none"}
+    assert {m for m, e in found.items() if e.is_unbiased_density} == {"iwae"}
+    assert all(e.num_density_evaluations == 50 and e.seconds > 0 for e in found.values())
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not():
+    target = make(zoo.linear_gaussian(guide_scale=1.5))
+    a, b, c = (log_evidence(target, "iwae", num_samples=300, seed=s).value for s in (4, 4, 5))
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+def test_draws_in_blocks_are_independent(monkeypatch):
+    from pyrovae.diagnostics import evidence
+
+    monkeypatch.setattr(evidence, "MAX_ROWS", 50)
+    draws, log_w = draw_weights(make(zoo.linear_gaussian(guide_scale=1.5)), 45)
+    assert draws.z.shape == (45, 5, 3)
+    assert log_w.unique().numel() == log_w.numel()
+
+
+def test_what_is_refused():
+    target = make(zoo.linear_gaussian())
+    with pytest.raises(ValueError, match="unknown method 'iawe'.*elbo, iwae, psis"):
+        log_evidence(target, "iawe")
+    with pytest.raises(ValueError, match="num_samples must be at least 2.*is 1"):
+        log_evidence(target, "iwae", num_samples=1)
+
+
+def test_weights_that_are_not_numbers_are_refused_with_the_datum():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.factor("x", torch.where((x > 2) & (z > 1), torch.nan, -(z**2)))
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros_like(x), 0.4))
+
+    target = Target(model, guide, torch.tensor([0.0, 1.0, 3.0]))
+    with pytest.raises(ValueError, match="NaN or .infinity for datum 2"):
+        log_evidence(target, "elbo", num_samples=20_000)
+
+
+def test_zero_density_is_legal_but_not_reliable():
+    log_w = torch.randn(200, 2, dtype=torch.float64)
+    log_w[3, 1] = -torch.inf
+    elbo, iwae = estimate("elbo", log_w), estimate("iwae", log_w)
+    assert elbo.is_reliable.tolist() == [True, False]
+    assert np.isfinite(iwae.value).all()
