@@ -99,6 +99,21 @@ def test_a_mode_that_the_guide_misses_gives_no_verdict():
     assert all("R-hat" in reason for reason in tree["diagnostics"]["reason"].values)
 
 
+def test_chains_that_would_start_where_there_is_no_density_start_at_the_centre():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+            pyro.factor("x", torch.where(z.abs() < 0.5, -(z**2), -torch.inf))
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros_like(x), 0.1))
+
+    target = Target(model, guide, torch.zeros(2, dtype=torch.float64))
+    z = sample_posterior(target, whiten="guide", **FAST)["posterior"]["z"].values
+    assert (np.abs(z) < 0.5).all()
+
+
 def test_too_few_draws_give_no_verdict_with_the_reason():
     tree = sample_posterior(make(zoo.linear_gaussian()), num_chains=4, num_samples=20, warmup_steps=50)
     assert (tree["diagnostics"]["verdict"] == "no verdict").all()

@@ -144,9 +144,10 @@ def _shifted(progress: Progress | None, block: int, num_blocks: int) -> Progress
 
 def _hmc_block(target: Target, settings: Mapping[str, Any], progress: Progress | None) -> dict[str, Any]:
     gaussian = _whitening(target, settings["whiten"])
+    density = hmc.with_gradient(laplace.whitened_density(gaussian, target.log_joint))
     drawn = chains.sample_chains(
-        hmc.with_gradient(laplace.whitened_density(gaussian, target.log_joint)),
-        laplace.whiten(gaussian, _starts(target, gaussian, settings["num_chains"])),
+        density,
+        _finite(density, laplace.whiten(gaussian, _starts(target, gaussian, settings["num_chains"]))),
         num_samples=settings["num_samples"],
         warmup_steps=settings["warmup_steps"],
         target_accept_prob=settings["target_accept_prob"],
@@ -195,6 +196,13 @@ def _starts(target: Target, gaussian: Gaussian, num_chains: int) -> Tensor:
     noise = torch.randn(num_wide, *gaussian.loc.shape, dtype=gaussian.loc.dtype, device=gaussian.loc.device)
     wide = laplace.unwhiten(laplace.widen(gaussian, WIDENING), noise)
     return torch.cat([wide, target.sample_prior(num_chains - num_wide)])
+
+
+def _finite(density: hmc.LogDensityAndGradient, start: Tensor) -> Tensor:
+    """Starts with a density of zero or without a gradient, in the far tails of a prior, move to the centre."""
+    value, gradient = density(start)
+    is_good = value.isfinite() & gradient.isfinite().all(-1)
+    return torch.where(is_good[..., None], start, torch.zeros_like(start))
 
 
 def _diagnose(z: np.ndarray, diverging: np.ndarray, limits: Mapping[str, float]) -> dict[str, np.ndarray]:
