@@ -84,7 +84,7 @@ def _train(vae: "VAE", train: Any, val: Any, bars: "Progress", *, seed: int, max
     task = bars.add_task("training", total=max_epochs, note="")
 
     def tell(epoch: int, total: int, metrics: dict[str, float]) -> None:
-        bars.update(task, completed=epoch, note=f"validation ELBO {metrics['val_elbo']:.2f} nats")
+        bars.update(task, completed=epoch + 1, note=f"validation ELBO {metrics['val_elbo']:.2f} nats")
 
     result = pv.fit(
         vae.model,
@@ -92,7 +92,7 @@ def _train(vae: "VAE", train: Any, val: Any, bars: "Progress", *, seed: int, max
         train,
         val_data=val,
         max_epochs=max_epochs,
-        early_stopping_patience=20,
+        early_stopping_patience=30,
         seed=seed,
         progress=tell,
     )

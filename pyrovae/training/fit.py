@@ -1,0 +1,249 @@
+"""Training of any Pyro model and guide by Adam on mini-batches."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyrovae.seeding import seeded
+from pyrovae.training.batches import blocks, check_data, check_val_data, derive_seed, minibatches
+from pyrovae.training.divergence import TrainingDiverged
+from pyrovae.training.objectives import make_objective
+from pyrovae.training.steps import Run, evaluate, step
+
+__all__ = ["FitConfig", "FitResult", "TrainingDiverged", "fit"]
+
+VALIDATION_ROWS = 1000  # rows of a block of validation data, unless a training batch is larger
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """The options of `fit`.
+
+    Args:
+        objective: what to minimize, a name from `pyrovae.training.objectives`: "elbo".
+        num_particles: draws of z for each datum and step, at least 1.
+        lr: Adam's learning rate, above 0.
+        batch_size: data in a step, at least 1; the last batch of an epoch may be smaller.
+        max_epochs: passes over the data, at least 1.
+        early_stopping_patience: stop after that many epochs without a better `val_elbo`; None: never.
+        seed: of the noise, the shuffling and the start values of function-style parameters, at least 0.
+
+    Raises:
+        ValueError: an option out of its range.
+    """
+
+    objective: str = "elbo"
+    num_particles: int = 1
+    lr: float = 1e-3
+    batch_size: int = 64
+    max_epochs: int = 100
+    early_stopping_patience: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_count("num_particles", self.num_particles, 1)
+        _check_count("batch_size", self.batch_size, 1)
+        _check_count("max_epochs", self.max_epochs, 1)
+        _check_count("seed", self.seed, 0)
+        if self.early_stopping_patience is not None:
+            _check_count("early_stopping_patience", self.early_stopping_patience, 1)
+        if not (isinstance(self.lr, int | float) and 0 < self.lr < math.inf):
+            raise ValueError(f"lr must be positive and finite, got {self.lr!r}; 1e-3 is a common start")
+        make_objective(self.objective, self.num_particles)
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}; pass such a number")
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What `fit` returns; modules are trained in place and are not in it.
+
+    Attributes:
+        history: one array `[epochs]` a metric: `elbo` and, with validation data, `val_elbo`, both in nats per
+            datum; `seconds`.
+        params: {name: value} of function-style parameters (`pyro.param`), constrained and detached.
+        config: the options.
+        best_epoch: the epoch, from 0, whose parameters the model now has: the best by `val_elbo`, or the last one
+            where there are no validation data.
+        num_steps: gradient steps taken.
+        seconds: wall time.
+        stopped_early: whether patience ran out before `max_epochs`.
+    """
+
+    history: dict[str, NDArray[np.float64]]
+    params: dict[str, Tensor]
+    config: FitConfig
+    best_epoch: int
+    num_steps: int
+    seconds: float
+    stopped_early: bool
+
+
+Progress = Callable[[int, int, dict[str, float]], object]
+
+
+def fit(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *data: Tensor,
+    val_data: Tensor | tuple[Tensor, ...] | None = None,
+    plate: str = "data",
+    progress: Progress | None = None,
+    **options: Any,
+) -> FitResult:
+    """Train a Pyro model and guide: minimize the objective by Adam over shuffled mini-batches.
+
+    The steps are those of `pyro.infer.SVI` with `pyro.optim.Adam`: under the same seed and the same batches the
+    losses agree. Unlike it, `fit` works in a parameter store of its own, so that two models never share
+    parameters by name, and it refuses to train silently nothing. Modules are trained in place and are neither
+    put into train mode nor into eval mode. A module, the owner of model or guide, that has `end_epoch(*data)` has
+    it called after each epoch.
+
+    The history's `elbo` is the mean over an epoch, while the parameters move; `val_elbo` uses the same noise at
+    every epoch, so that its changes are due to the parameters alone. A model whose data plate is subsampled
+    scales its density to the plate's full size, by which the ELBO is divided; without such a plate it is divided
+    by the number of rows.
+
+    Args:
+        model: the Pyro model, called with a batch of `data`.
+        guide: the Pyro guide, called likewise. For a `PyroModule`, either the module or a `@pyro_method` of it.
+        *data: tensors with one row for each datum, any dtype.
+        val_data: tensor or tuple of tensors, rows as in `data`; then the parameters of the epoch with the
+            largest `val_elbo` are restored at the end.
+        plate: name of the plate over the data.
+        progress: called after each epoch with (epoch, max_epochs, metrics).
+        **options: the fields of `FitConfig`: objective="elbo", num_particles=1, lr=1e-3, batch_size=64,
+            max_epochs=100, early_stopping_patience=None, seed=0.
+
+    Raises:
+        TypeError: an unknown option, or data that are not tensors.
+        ValueError: an option out of range; empty, unequal or non-finite data; patience without `val_data`.
+        RuntimeError: no parameter reached the objective, or one with a gradient did not move.
+        TrainingDiverged: a loss or gradient became NaN or infinite; it names epoch, batch and site, and the
+            parameters are as before that step.
+
+    >>> import pyro.distributions as dist
+    >>> def model(x):
+    ...     with pyro.plate("data", len(x)):
+    ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+    >>> def guide(x):
+    ...     slope = pyro.param("slope", torch.tensor(0.0))
+    ...     with pyro.plate("data", len(x)):
+    ...         pyro.sample("z", dist.Normal(slope * x, 0.5**0.5))
+    >>> result = fit(model, guide, torch.linspace(-2, 2, 64), lr=0.05, max_epochs=100)
+    >>> round(result.params["slope"].item(), 1)
+    0.5
+    """
+    config = _config(options)
+    checked = check_data("data", data)
+    val = check_val_data(val_data, checked)
+    if config.early_stopping_patience is not None and val is None:
+        raise ValueError(
+            "early_stopping_patience needs validation data, got val_data=None; pass val_data or drop the patience"
+        )
+    objective = make_objective(config.objective, config.num_particles)
+    run = Run(model, guide, plate, objective, config.num_particles, config.lr)
+    with pyro.get_param_store().scope(), seeded(config.seed):
+        return _train(run, config, checked, val, progress)
+
+
+def _config(options: dict[str, Any]) -> FitConfig:
+    known = [f.name for f in fields(FitConfig)]
+    for name in options:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the options are {', '.join(known)}"
+            raise TypeError(f"fit wants options of FitConfig, got {name!r}; {hint}")
+    return FitConfig(**options)
+
+
+def _train(
+    run: Run,
+    config: FitConfig,
+    data: tuple[Tensor, ...],
+    val: tuple[Tensor, ...] | None,
+    progress: Progress | None,
+) -> FitResult:
+    start = time.perf_counter()
+    history: list[dict[str, float]] = []
+    best = _Best()
+    for epoch in range(config.max_epochs):
+        history.append(_epoch(run, config, data, val, epoch))
+        best.update(run, epoch, history[-1].get("val_elbo"))
+        if progress is not None:
+            progress(epoch, config.max_epochs, dict(history[-1]))
+        if (
+            config.early_stopping_patience is not None
+            and epoch - best.epoch >= config.early_stopping_patience
+        ):
+            break
+    best.restore(run)
+    return FitResult(
+        history={name: np.array([metrics[name] for metrics in history]) for name in history[0]},
+        params=run.function_params(),
+        config=config,
+        best_epoch=best.epoch,
+        num_steps=run.num_steps,
+        seconds=time.perf_counter() - start,
+        stopped_early=len(history) < config.max_epochs,
+    )
+
+
+def _epoch(
+    run: Run, config: FitConfig, data: tuple[Tensor, ...], val: tuple[Tensor, ...] | None, epoch: int
+) -> dict[str, float]:
+    start = time.perf_counter()
+    batches = minibatches(data, config.batch_size, config.seed, epoch)
+    totals = [len(batch[0]) * step(run, batch, epoch, index) for index, batch in enumerate(batches)]
+    metrics = {"elbo": math.fsum(totals) / len(data[0])}
+    for module in run.modules:
+        hook = getattr(module, "end_epoch", None)
+        if callable(hook):
+            hook(*data)
+    if val is not None:
+        metrics["val_elbo"] = _validate(run, config, val, epoch)
+    metrics["seconds"] = time.perf_counter() - start
+    return metrics
+
+
+def _validate(run: Run, config: FitConfig, val: tuple[Tensor, ...], epoch: int) -> float:
+    size = max(config.batch_size, VALIDATION_ROWS)
+    with seeded(derive_seed(config.seed, 1)):
+        parts = enumerate(blocks(val, size))
+        totals = [len(block[0]) * evaluate(run, block, epoch, index) for index, block in parts]
+    return math.fsum(totals) / len(val[0])
+
+
+@dataclass
+class _Best:
+    """The best epoch so far and its parameters; without validation every epoch counts as better."""
+
+    epoch: int = -1
+    value: float = -math.inf
+    state: dict[tuple[int, str], Tensor] | None = None
+
+    def update(self, run: Run, epoch: int, value: float | None) -> None:
+        if value is None:
+            self.epoch = epoch
+        elif value > self.value:
+            self.epoch, self.value = epoch, value
+            self.state = {key: tensor.detach().clone() for key, tensor in run.state().items()}
+
+    def restore(self, run: Run) -> None:
+        now = run.state()
+        with torch.no_grad():
+            for key, tensor in (self.state or {}).items():
+                now[key].copy_(tensor)
