@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from pyrovae.results import Evidence as Evidence
     from pyrovae.results import read as read
     from pyrovae.results import write as write
-    from pyrovae.summary import summary as summary
+    from pyrovae.results.summary import summary as summary
+    from pyrovae.results.verdicts import verdict_sentences as verdict_sentences
     from pyrovae.target import Target as Target
     from pyrovae.training.checkpoint import CheckpointError as CheckpointError
     from pyrovae.training.checkpoint import load as load
     from pyrovae.training.checkpoint import save as save
     from pyrovae.training.fit import FitConfig as FitConfig
     from pyrovae.training.fit import fit as fit
-    from pyrovae.verdicts import verdict_sentences as verdict_sentences
 
 __version__ = "0.1.0"
 
@@ -45,8 +45,8 @@ _HOMES = {
     "read": "pyrovae.results",
     "sample_posterior": "pyrovae.diagnostics.reference",
     "save": "pyrovae.training.checkpoint",
-    "summary": "pyrovae.summary",
-    "verdict_sentences": "pyrovae.verdicts",
+    "summary": "pyrovae.results.summary",
+    "verdict_sentences": "pyrovae.results.verdicts",
     "write": "pyrovae.results",
 }
 _MODULES = {
@@ -56,7 +56,7 @@ _MODULES = {
     "priors": "pyrovae.models.priors",
 }
 
-__all__ = ["__version__", *sorted({**_HOMES, **_MODULES})]  # noqa: PLE0604 - the names of both tables
+__all__ = ["__version__", *sorted({**_HOMES, **_MODULES})]
 
 
 def __getattr__(name: str) -> Any:

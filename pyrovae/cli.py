@@ -34,7 +34,9 @@ def main() -> None:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the model, the results and the figures.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Folder for the model, the results and the figures.")] = Path(
+        "runs/demo"
+    ),
     seed: Annotated[int, typer.Option(min=0, help="Seed of data split, weights, training and audit.")] = 0,
     num_data: Annotated[int, typer.Option(min=1, max=359, help="Held-out digits to audit.")] = 64,
     max_epochs: Annotated[int, typer.Option(min=1, help="Epochs of training at the most.")] = 200,
@@ -62,7 +64,7 @@ def demo(
     figures = _write_figures(tree, out)
     _print_verdict(console, tree)
     console.print(f"Written to {out}: model.pyrovae, result.nc, {', '.join(figures)}.")
-    if not (tree["diagnostics"]["verdict"].values == "ok").any():
+    if "ok" not in tree["diagnostics"].to_dataset()["verdict"].values:
         raise typer.Exit(NO_VERDICT)
 
 
@@ -75,10 +77,14 @@ def _device(name: str) -> str:
     try:
         return str(torch.zeros(1, device=name).device)
     except (RuntimeError, AssertionError) as error:
-        raise typer.BadParameter(f"device {name!r} cannot be used here ({error}): pass cpu, cuda or auto") from error
+        raise typer.BadParameter(
+            f"device {name!r} cannot be used here ({error}): pass cpu, cuda or auto"
+        ) from error
 
 
-def _train(vae: "VAE", train: Any, val: Any, bars: "Progress", *, seed: int, max_epochs: int) -> dict[str, Any]:
+def _train(
+    vae: "VAE", train: Any, val: Any, bars: "Progress", *, seed: int, max_epochs: int
+) -> dict[str, Any]:
     import pyrovae as pv
 
     task = bars.add_task("training", total=max_epochs, note="")
@@ -139,7 +145,11 @@ def _print_verdict(console: Any, tree: "xr.DataTree") -> None:
         error = "" if row["std_error"] != row["std_error"] else f" ± {row['std_error']:.3g}"
         doubtful = f", {row['num_refused']} doubtful" if row["num_refused"] else ""
         table.add_row(
-            str(quantity), f"{row['value']:.4g}{error}", row["unit"], row["direction"], f"{row['num_data']}{doubtful}"
+            str(quantity),
+            f"{row['value']:.4g}{error}",
+            row["unit"],
+            row["direction"],
+            f"{row['num_data']}{doubtful}",
         )
     console.print(table)
     for sentence in pv.verdict_sentences(tree):
@@ -150,6 +160,11 @@ def _print_verdict(console: Any, tree: "xr.DataTree") -> None:
 def _progress(console: Any) -> Iterator["Progress"]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     with Progress(*columns, console=console) as bars:
         yield bars

@@ -20,7 +20,7 @@ def test_the_audit_of_a_perfect_guide():
     tree = run(specimen)
     check(tree)
     for method in ("elbo", "iwae", "psis"):
-        value = tree["evidence"]["value"].sel(method=method)
+        value = tree["evidence"]["value"].sel({"method": method})
         assert np.abs(value - specimen.log_evidence.numpy()).max() < 1e-9
     assert (tree["diagnostics"]["verdict"] == "ok").all()
     assert (tree["diagnostics"]["khat"] < tree["diagnostics"].attrs["khat_threshold"]).all()
@@ -65,7 +65,11 @@ def test_a_guide_that_cannot_score_is_audited():
 
 def test_progress_goes_through_the_stages():
     seen = []
-    run(zoo.linear_gaussian(), num_samples=100, progress=lambda stage, done, total: seen.append((stage, done, total)))
+    run(
+        zoo.linear_gaussian(),
+        num_samples=100,
+        progress=lambda stage, done, total: seen.append((stage, done, total)),
+    )
     assert list(dict.fromkeys(stage for stage, _, _ in seen)) == [
         "draws of the guide",
         "reference posteriors",

@@ -19,11 +19,15 @@ def test_help_names_the_commands():
 
 
 def test_the_module_is_the_command():
-    done = subprocess.run([sys.executable, "-m", "pyrovae", "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "pyrovae", "--help"], capture_output=True, text=True, check=True
+    )
     assert "demo" in done.stdout
 
 
-@pytest.mark.parametrize("options", [["--num-data", "0"], ["--seed", "-1"], ["--max-epochs", "x"], ["--nonsense"]])
+@pytest.mark.parametrize(
+    "options", [["--num-data", "0"], ["--seed", "-1"], ["--max-epochs", "x"], ["--nonsense"]]
+)
 def test_wrong_options_exit_with_2(options):
     assert runner.invoke(app, ["demo", *options]).exit_code == 2
 
@@ -38,7 +42,9 @@ def test_an_unknown_device_is_refused_before_any_work(tmp_path):
 @pytest.mark.slow
 def test_a_short_demo_writes_everything_and_nothing_else(tmp_path):
     out = tmp_path / "run"
-    result = runner.invoke(app, ["demo", "--out", str(out), "--max-epochs", "60", "--num-data", "6", "--seed", "3"])
+    result = runner.invoke(
+        app, ["demo", "--out", str(out), "--max-epochs", "60", "--num-data", "6", "--seed", "3"]
+    )
     assert result.exit_code == 0, result.output
     assert "How good is the inference?" in result.output
     assert "log p(x) by IWAE" in result.output

@@ -42,7 +42,9 @@ def test_the_error_bars_are_right():
     """Over 200 repetitions, six coordinates each, the squared z-scores average to one."""
     squares = []
     for seed in range(200):
-        found = compare_draws(gaussian_draws(0.3, 0.8, 2 * seed)[:, :200], gaussian_draws(0.0, 1.0, 2 * seed + 1)[:, :200])
+        found = compare_draws(
+            gaussian_draws(0.3, 0.8, 2 * seed)[:, :200], gaussian_draws(0.0, 1.0, 2 * seed + 1)[:, :200]
+        )
         squares.append([z_scores(found, "mean_error", 0.3) ** 2, z_scores(found, "sd_ratio", 0.8) ** 2])
     mean = np.mean(squares, (0, 2, 3))
     assert (np.abs(mean - 1) < 0.3).all()

@@ -32,7 +32,10 @@ def check_moments(tree, mean: torch.Tensor, cov: torch.Tensor) -> bool:
     limit = chance.z_score_limit(mean.numel() + cov.numel())
     return bool(
         (np.abs(z_scores(z, mean.numpy())) < limit).all()
-        and (np.abs(z_scores(products.reshape(*products.shape[:3], -1), cov.reshape(len(cov), -1).numpy())) < limit).all()
+        and (
+            np.abs(z_scores(products.reshape(*products.shape[:3], -1), cov.reshape(len(cov), -1).numpy()))
+            < limit
+        ).all()
     )
 
 
@@ -44,7 +47,10 @@ def test_hmc_has_the_exact_mean_and_covariance_of_every_datum(whiten, guide_scal
     assert check_moments(tree, specimen.posterior_mean, specimen.posterior_cov)
     good = tree["diagnostics"]["rhat"] < 1.01
     assert ((tree["diagnostics"]["verdict"] == "ok") == good).all()
-    if (whiten, guide_scale) != ("guide", 0.3):  # whitened by a guide a third as wide, chains this short mix badly
+    if (whiten, guide_scale) != (
+        "guide",
+        0.3,
+    ):  # whitened by a guide a third as wide, chains this short mix badly
         assert good.all()
 
 
@@ -94,7 +100,9 @@ def one_mode_guide(x):
 
 def test_a_mode_that_the_guide_misses_gives_no_verdict():
     target = Target(two_modes, one_mode_guide, torch.zeros(3, dtype=torch.float64))
-    tree = sample_posterior(target, **{**FAST, "num_chains": 48})  # 24 of them from the prior: 2^-24 miss the mode
+    tree = sample_posterior(
+        target, **{**FAST, "num_chains": 48}
+    )  # 24 of them from the prior: 2^-24 miss the mode
     assert (tree["diagnostics"]["verdict"] == "no verdict").all()
     assert all("R-hat" in reason for reason in tree["diagnostics"]["reason"].values)
 
@@ -144,7 +152,13 @@ def test_the_tree_says_how_it_was_made():
     assert tree["posterior"].attrs["method"] == "hmc"
     assert tree["posterior"]["latent"].values.tolist() == ["mean[0]", "offset[0]", "offset[1]", "offset[2]"]
     assert tree["posterior"]["z"].shape == (8, 250, 5, 4)
-    assert set(tree["sample_stats"].data_vars) >= {"lp", "acceptance_rate", "step_size", "n_steps", "diverging"}
+    assert set(tree["sample_stats"].data_vars) >= {
+        "lp",
+        "acceptance_rate",
+        "step_size",
+        "n_steps",
+        "diverging",
+    }
     assert tree["posterior"].attrs["num_gradient_evaluations"] > 350
 
 

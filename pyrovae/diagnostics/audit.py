@@ -80,7 +80,7 @@ def audit(
         progress=lambda done, total: tell("reference posteriors", done, total),
     )
     tell("comparison", 0, 1)
-    compared = compare_draws(guide_z, sampled["posterior"]["z"].values)
+    compared = compare_draws(guide_z, sampled["posterior"].to_dataset()["z"].values)
     groups = {name: node.to_dataset() for name, node in sampled.children.items()}
     groups["diagnostics"] = _with_khat(groups["diagnostics"], khat, num_samples)
     groups |= drawn_groups

@@ -49,7 +49,7 @@ def compare(target: Target, reference: xr.DataTree, *, num_samples: int = 1000, 
     """
     if "posterior" not in reference.children:
         raise ValueError("the reference has no group 'posterior': make one with sample_posterior(target)")
-    z = reference["posterior"]["z"].values
+    z = reference["posterior"].to_dataset()["z"].values
     if z.shape[2:] != (target.num_data, target.dim):
         raise ValueError(
             f"the reference has {z.shape[2]} data of {z.shape[3]} latent coordinates, the target {target.num_data} of "
@@ -84,7 +84,7 @@ def compare_draws(
 
 
 def _moments(z: np.ndarray) -> Moments:
-    from arviz_stats.base import array_stats
+    from arviz_stats.base.array import array_stats
 
     axes = {"chain_axis": 0, "draw_axis": 1}
     z = z.astype(np.float64)

@@ -115,9 +115,9 @@ def sample_posterior(
 
 def latent_names(target: Target) -> list[str]:
     """The names of the D unconstrained coordinates, site[i]."""
-    return [
-        f"{site}[{i}]" for site, columns in target.sites.items() for i in range(columns.stop - columns.start)
-    ]
+    return results.latent_names(
+        {site: len(range(*at.indices(target.dim))) for site, at in target.sites.items()}
+    )
 
 
 def _hmc(target: Target, settings: Mapping[str, Any], progress: Progress | None) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def _finite(density: hmc.LogDensityAndGradient, start: Tensor) -> Tensor:
 
 def _diagnose(z: np.ndarray, diverging: np.ndarray, limits: Mapping[str, float]) -> dict[str, np.ndarray]:
     """R-hat, effective sample sizes and the verdict of every datum; `z` is `[C, T, N, D]`."""
-    from arviz_stats.base import array_stats
+    from arviz_stats.base.array import array_stats
 
     axes = {"chain_axis": 0, "draw_axis": 1}
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -181,7 +181,9 @@ class Target:
         """The mean of p(x | z) at each `z`, for every observed site that has one: `{site: [K, N, *event]}`."""
         with torch.no_grad():
             observed = self._place(z).observed
-            means = {msg["name"]: rows_of_mean(msg, self.plate) for msg in observed if not site_is_factor(msg)}
+            means = {
+                msg["name"]: rows_of_mean(msg, self.plate) for msg in observed if not site_is_factor(msg)
+            }
         return {name: mean.reshape(*z.shape[:2], *mean.shape[1:]) for name, mean in means.items()}
 
     def curvature(self, z: Float[Tensor, "k n d"]) -> Float[Tensor, "k n d d"]:

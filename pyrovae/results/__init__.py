@@ -1,0 +1,31 @@
+"""What every measurement returns: plain arrays in, one checked `xarray.DataTree` out; tables, sentences, files.
+
+`SCHEMA` is the documentation of a result tree: which groups it may have, their variables and dims.
+"""
+
+from pyrovae.results.groups import (
+    Evidence,
+    build_tree,
+    evidence_group,
+    group,
+    latent_names,
+    sample_stats_group,
+)
+from pyrovae.results.schema import DIRECTIONS, SCHEMA, VERDICTS, check
+from pyrovae.results.storage import content_hash, read, write
+
+__all__ = [
+    "DIRECTIONS",
+    "SCHEMA",
+    "VERDICTS",
+    "Evidence",
+    "build_tree",
+    "check",
+    "content_hash",
+    "evidence_group",
+    "group",
+    "latent_names",
+    "read",
+    "sample_stats_group",
+    "write",
+]
