@@ -136,21 +136,21 @@ def _write_figures(tree: "xr.DataTree", out: Path) -> list[str]:
 
 
 def _print_verdict(console: Any, tree: "xr.DataTree") -> None:
+    from rich import box
     from rich.table import Table
 
     import pyrovae as pv
 
-    table = Table("quantity", "value", "unit", "direction", "data", title="How good is the inference?")
-    for quantity, row in pv.summary(tree).iterrows():
-        error = "" if row["std_error"] != row["std_error"] else f" ± {row['std_error']:.3g}"
-        doubtful = f", {row['num_refused']} doubtful" if row["num_refused"] else ""
-        table.add_row(
-            str(quantity),
-            f"{row['value']:.4g}{error}",
-            row["unit"],
-            row["direction"],
-            f"{row['num_data']}{doubtful}",
+    table = Table(title="How good is the inference?", box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("quantity", min_width=30)
+    for name in ("value", "unit", "direction", "data", "doubtful"):
+        table.add_column(
+            name, no_wrap=name != "unit", justify="left" if name in ("unit", "direction") else "right"
         )
+    for quantity, row in pv.summary(tree).iterrows():
+        error = "" if row["std_error"] != row["std_error"] else f" ± {row['std_error']:.2g}"
+        counts = (str(row["num_data"]), str(row["num_refused"]))
+        table.add_row(str(quantity), f"{row['value']:.3g}{error}", row["unit"], row["direction"], *counts)
     console.print(table)
     for sentence in pv.verdict_sentences(tree):
         console.print(f"- {sentence}", highlight=False)

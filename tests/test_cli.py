@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 import pyrovae as pv
 from pyrovae.cli import app
 
-runner = CliRunner()
+runner = CliRunner(env={"COLUMNS": "200"})
 
 
 def test_help_names_the_commands():
