@@ -145,12 +145,13 @@ def _print_verdict(console: Any, tree: "xr.DataTree") -> None:
     table.add_column("quantity", min_width=30)
     for name in ("value", "unit", "direction", "data", "doubtful"):
         table.add_column(
-            name, no_wrap=name != "unit", justify="left" if name in ("unit", "direction") else "right"
+            name, no_wrap=True, justify="left" if name in ("unit", "direction") else "right"
         )
     for quantity, row in pv.summary(tree).iterrows():
         error = "" if row["std_error"] != row["std_error"] else f" ± {row['std_error']:.2g}"
         counts = (str(row["num_data"]), str(row["num_refused"]))
-        table.add_row(str(quantity), f"{row['value']:.3g}{error}", row["unit"], row["direction"], *counts)
+        unit = row["unit"].removesuffix(" per datum")
+        table.add_row(str(quantity), f"{row['value']:.3g}{error}", unit, row["direction"], *counts)
     console.print(table)
     for sentence in pv.verdict_sentences(tree):
         console.print(f"- {sentence}", highlight=False)
