@@ -142,7 +142,7 @@ def _print_verdict(console: Any, tree: "xr.DataTree") -> None:
     import pyrovae as pv
 
     table = Table(title="How good is the inference?", box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("quantity", min_width=30)
+    table.add_column("quantity", min_width=26)
     for name in ("value", "unit", "direction", "data", "doubtful"):
         table.add_column(
             name, no_wrap=True, justify="left" if name in ("unit", "direction") else "right"
