@@ -7,7 +7,9 @@ if TYPE_CHECKING:
     from pyrovae import data as data
     from pyrovae.diagnostics.audit import audit as audit
     from pyrovae.diagnostics.comparison import compare as compare
+    from pyrovae.diagnostics.decomposition import decompose as decompose
     from pyrovae.diagnostics.evidence import log_evidence as log_evidence
+    from pyrovae.diagnostics.reconstruction import reconstruct as reconstruct
     from pyrovae.diagnostics.reference import sample_posterior as sample_posterior
     from pyrovae.models import decoders as decoders
     from pyrovae.models import encoders as encoders
@@ -38,11 +40,13 @@ _HOMES = {
     "audit": "pyrovae.diagnostics.audit",
     "build_vae": "pyrovae.models.vae",
     "compare": "pyrovae.diagnostics.comparison",
+    "decompose": "pyrovae.diagnostics.decomposition",
     "fit": "pyrovae.training.fit",
     "load": "pyrovae.training.checkpoint",
     "log_evidence": "pyrovae.diagnostics.evidence",
     "mlp": "pyrovae.models.networks",
     "read": "pyrovae.results",
+    "reconstruct": "pyrovae.diagnostics.reconstruction",
     "sample_posterior": "pyrovae.diagnostics.reference",
     "save": "pyrovae.training.checkpoint",
     "summary": "pyrovae.results.summary",

@@ -14,11 +14,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from pyrovae.reporting.counts import plot_draw_counts
 from pyrovae.reporting.draws import plot_draws
 from pyrovae.reporting.figures import COLORS, new_figure, require, save_figure, set_title, simplify
 from pyrovae.reporting.images import plot_reconstructions
 
-__all__ = ["plot_draws", "plot_evidence", "plot_reconstructions", "plot_training", "save_figure"]
+__all__ = [
+    "plot_draw_counts",
+    "plot_draws",
+    "plot_evidence",
+    "plot_reconstructions",
+    "plot_training",
+    "save_figure",
+]
 
 _CURVES: Final = {"elbo": ("training", "vermillion"), "val_elbo": ("validation", "blue")}
 _COUNTS: Final = {"num_data": "training", "num_val_data": "validation"}
@@ -28,8 +36,9 @@ _METHOD_COLORS: Final = ("vermillion", "blue", "green", "purple", "orange", "sky
 def plot_training(tree: xr.DataTree) -> Figure:
     """Training and validation ELBO per epoch, with the best validation epoch marked.
 
-    A steep start is cut off, and the figure says so. Shows `history.elbo` and, where it was measured,
-    `history.val_elbo`; the attributes `num_data` and `num_val_data` of the group go into the title.
+    A steep start is cut off, and the figure says so. Shows `history.elbo`, or `history.weighted_elbo` where the KL
+    term was weighted, and, where it was measured, `history.val_elbo`; the attributes `num_data` and `num_val_data`
+    of the group go into the title.
 
     Raises:
         ValueError: If the tree has no `history` with `elbo`.
@@ -40,7 +49,7 @@ def plot_training(tree: xr.DataTree) -> Figure:
         >>> figure.axes[0].get_ylabel()
         'ELBO (nats per datum)'
     """
-    history = require(tree, "history", "elbo")
+    history = _history(tree)
     figure = new_figure(7.0, 4.0)
     ax = figure.subplots()
     for variable in [variable for variable in _CURVES if variable in history]:
@@ -55,9 +64,19 @@ def plot_training(tree: xr.DataTree) -> Figure:
     return figure
 
 
+def _history(tree: xr.DataTree) -> xr.Dataset:
+    """The history, with the training curve under the name `elbo`."""
+    if "history" in tree.children and "weighted_elbo" in tree["history"].data_vars:
+        history = tree["history"].to_dataset().rename({"weighted_elbo": "elbo"})
+        history["elbo"].attrs["label"] = "training, KL term weighted"
+        return history
+    return require(tree, "history", "elbo")
+
+
 def _draw_curve(ax: Axes, metric: xr.DataArray) -> None:
     """One metric at the epochs where it was measured; the best one marked if it is the validation's."""
     label, color = _CURVES[str(metric.name)]
+    label = metric.attrs.get("label", label)
     kept = metric.dropna("epoch")
     epoch, values = kept["epoch"].values, kept.values
     marker = "o" if kept.size <= 30 else ""

@@ -38,7 +38,8 @@ SCHEMA: Final[Mapping[str, Mapping[str, str]]] = {
     "gradients": {"*": "..."},
     "history": {"*": "epoch"},
     "observed_data": {"*": "datum ..."},
-    "reconstruction": {"*": "draw datum ..."},
+    "reconstruction": dict.fromkeys(["log_likelihood", "log_likelihood_std_error"], "count datum")
+    | {"spread": "datum", "*": "draw datum ..."},
     "prior_predictive": {"*": "draw ..."},
 }
 """{group: {variable: dims}}. `*` is any other variable, `...` any further dims."""

@@ -178,13 +178,20 @@ class Target:
             }
 
     def expected_data(self, z: Float[Tensor, "k n d"]) -> dict[str, Tensor]:
-        """The mean of p(x | z) at each `z`, for every observed site that has one: `{site: [K, N, *event]}`."""
+        """The mean of p(x | z) at each `z`, for every observed site: `{site: [K, N, *event]}`.
+
+        A site whose value is an argument of the model has that argument's shape, `[K, N, *argument.shape[1:]]`.
+        """
         with torch.no_grad():
             observed = self._place(z).observed
             means = {
                 msg["name"]: rows_of_mean(msg, self.plate) for msg in observed if not site_is_factor(msg)
             }
-        return {name: mean.reshape(*z.shape[:2], *mean.shape[1:]) for name, mean in means.items()}
+        shapes = {name: x.shape[1:] for name, x in zip(self.argument_names(), self.data, strict=True)}
+        return {
+            name: mean.reshape(*z.shape[:2], *shapes.get(name, mean.shape[1:]))
+            for name, mean in means.items()
+        }
 
     def curvature(self, z: Float[Tensor, "k n d"]) -> Float[Tensor, "k n d d"]:
         """Expected negative Hessian of log p(x, z) in z.

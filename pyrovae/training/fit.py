@@ -16,6 +16,7 @@ from torch import Tensor
 from pyrovae.seeding import seeded
 from pyrovae.training.batches import blocks, check_data, check_val_data, derive_seed, minibatches
 from pyrovae.training.divergence import TrainingDiverged
+from pyrovae.training.kl_weight import check_warmup, weight_at
 from pyrovae.training.objectives import make_objective
 from pyrovae.training.steps import Run, evaluate, step
 
@@ -34,6 +35,8 @@ class FitConfig:
         lr: Adam's learning rate, above 0.
         batch_size: data in a step, at least 1; the last batch of an epoch may be smaller.
         max_epochs: passes over the data, at least 1.
+        kl_weight: factor of KL(q || prior) in the objective, above 0; 1 is the ELBO.
+        n_epochs_kl_warmup: epochs over which that factor rises to `kl_weight`, 0 for none.
         early_stopping_patience: stop after that many epochs without a better `val_elbo`; None: never.
         seed: of the noise, the shuffling and the start values of function-style parameters, at least 0.
 
@@ -46,6 +49,8 @@ class FitConfig:
     lr: float = 1e-3
     batch_size: int = 64
     max_epochs: int = 100
+    kl_weight: float = 1.0
+    n_epochs_kl_warmup: int = 0
     early_stopping_patience: int | None = None
     seed: int = 0
 
@@ -56,8 +61,9 @@ class FitConfig:
         _check_count("seed", self.seed, 0)
         if self.early_stopping_patience is not None:
             _check_count("early_stopping_patience", self.early_stopping_patience, 1)
-        if not (isinstance(self.lr, int | float) and 0 < self.lr < math.inf):
-            raise ValueError(f"lr must be positive and finite, got {self.lr!r}; 1e-3 is a common start")
+        _check_count("n_epochs_kl_warmup", self.n_epochs_kl_warmup, 0)
+        _check_positive("lr", self.lr, "1e-3 is a common start")
+        _check_positive("kl_weight", self.kl_weight, "1 is the ELBO")
         make_objective(self.objective, self.num_particles)
 
 
@@ -66,13 +72,19 @@ def _check_count(name: str, value: object, least: int) -> None:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}; pass such a number")
 
 
+def _check_positive(name: str, value: object, advice: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value!r}; {advice}")
+
+
 @dataclass(frozen=True)
 class FitResult:
     """What `fit` returns; modules are trained in place and are not in it.
 
     Attributes:
         history: one array `[epochs]` a metric: `elbo` and, with validation data, `val_elbo`, both in nats per
-            datum; `seconds`.
+            datum; `seconds`. Where the KL term was weighted, `weighted_elbo` and `kl_weight` stand in for `elbo`;
+            `val_elbo` is never weighted.
         params: {name: value} of function-style parameters (`pyro.param`), constrained and detached.
         config: the options.
         best_epoch: the epoch, from 0, whose parameters the model now has: the best by `val_elbo`, or the last one
@@ -125,7 +137,7 @@ def fit(
         plate: name of the plate over the data.
         progress: called after each epoch with (epoch, max_epochs, metrics).
         **options: the fields of `FitConfig`: objective="elbo", num_particles=1, lr=1e-3, batch_size=64,
-            max_epochs=100, early_stopping_patience=None, seed=0.
+            max_epochs=100, kl_weight=1.0, n_epochs_kl_warmup=0, early_stopping_patience=None, seed=0.
 
     Raises:
         TypeError: an unknown option, or data that are not tensors.
@@ -154,6 +166,7 @@ def fit(
         raise ValueError(
             "early_stopping_patience needs validation data, got val_data=None; pass val_data or drop the patience"
         )
+    check_warmup(config.n_epochs_kl_warmup, config.max_epochs)
     objective = make_objective(config.objective, config.num_particles)
     run = Run(model, guide, plate, objective, config.num_particles, config.lr)
     with pyro.get_param_store().scope(), seeded(config.seed):
@@ -206,9 +219,11 @@ def _epoch(
     run: Run, config: FitConfig, data: tuple[Tensor, ...], val: tuple[Tensor, ...] | None, epoch: int
 ) -> dict[str, float]:
     start = time.perf_counter()
+    run.kl_weight = weight_at(epoch, config.kl_weight, config.n_epochs_kl_warmup)
     batches = minibatches(data, config.batch_size, config.seed, epoch)
     totals = [len(batch[0]) * step(run, batch, epoch, index) for index, batch in enumerate(batches)]
-    metrics = {"elbo": math.fsum(totals) / len(data[0])}
+    metrics = _training_metrics(config, math.fsum(totals) / len(data[0]), run.kl_weight)
+    run.kl_weight = 1.0
     for module in run.modules:
         hook = getattr(module, "end_epoch", None)
         if callable(hook):
@@ -217,6 +232,12 @@ def _epoch(
         metrics["val_elbo"] = _validate(run, config, val, epoch)
     metrics["seconds"] = time.perf_counter() - start
     return metrics
+
+
+def _training_metrics(config: FitConfig, elbo: float, kl_weight: float) -> dict[str, float]:
+    if config.kl_weight == 1 and config.n_epochs_kl_warmup < 2:
+        return {"elbo": elbo}
+    return {"weighted_elbo": elbo, "kl_weight": kl_weight}
 
 
 def _validate(run: Run, config: FitConfig, val: tuple[Tensor, ...], epoch: int) -> float:

@@ -19,6 +19,7 @@ from pyrovae.training.divergence import (
     set_rng_state,
     value_is_bad,
 )
+from pyrovae.training.kl_weight import LatentScale
 
 __all__ = ["Run", "evaluate", "step"]
 
@@ -39,6 +40,7 @@ class Run:
     tensors: dict[int, tuple[str, Tensor]] = field(default_factory=dict)
     optimizer: torch.optim.Adam | None = None
     num_steps: int = 0
+    kl_weight: float = 1.0
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -148,7 +150,7 @@ def _compute(
 ) -> tuple[Any, float, dict[int, tuple[str, Tensor]]]:
     """The loss, the ELBO in nats per datum that it stands for, and the parameters that it used."""
     try:
-        with _Watch(run.plate) as watch:
+        with _Watch(run.plate) as watch, LatentScale(run.kl_weight):
             loss = compute(run.model, run.guide, *batch)
     except (ValueError, RuntimeError, Warning) as error:
         # A value outside the support of its distribution is the user's error, not divergence.
