@@ -1,27 +1,18 @@
-"""Data sets: handwritten digits, and a linear-Gaussian set whose posterior and evidence are known exactly."""
+"""Data sets ready for use: handwritten digits, and a linear-Gaussian set whose answers are known exactly."""
 
 import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from pyrovae.data.sources import read
+from pyrovae.data.splits import Split, check_fractions
+from pyrovae.data.transforms import Affine, Dequantize, Pipeline
 from pyrovae.seeding import seeded
 
-__all__ = ["LinearGaussian", "Split", "digits", "linear_gaussian"]
-
-
-@dataclass(frozen=True)
-class Split:
-    """A data set cut in three, with the rows of the whole set that each part holds."""
-
-    train: Float[Tensor, "n_train x"]
-    val: Float[Tensor, "n_val x"]
-    test: Float[Tensor, "n_test x"]
-    train_index: Int[Tensor, " n_train"]
-    val_index: Int[Tensor, " n_val"]
-    test_index: Int[Tensor, " n_test"]
+__all__ = ["LinearGaussian", "digits", "linear_gaussian"]
 
 
 def digits(
@@ -50,20 +41,20 @@ def digits(
     >>> parts.train.shape, parts.val.shape, parts.test.shape
     (torch.Size([1257, 64]), torch.Size([270, 64]), torch.Size([270, 64]))
     """
-    from sklearn.datasets import load_digits
-
-    if not (min(val_fraction, test_fraction) >= 0 and val_fraction + test_fraction < 1):
-        raise ValueError(
-            f"val_fraction and test_fraction must be at least 0 and together below 1, got {val_fraction} and "
-            f"{test_fraction}; leave some images to train on"
-        )
-    pixels = torch.from_numpy(load_digits().data).float()
+    check_fractions(val_fraction, test_fraction)
+    raw = read("digits")
+    pixels = torch.from_numpy(raw.values).float()
     with seeded(seed):
         noise, order = torch.rand(pixels.shape), torch.randperm(len(pixels))
     x = (pixels + noise) / 17 if dequantize else pixels / 16
     sizes = [round(fraction * len(x)) for fraction in (val_fraction, test_fraction)]
     val, test, train = order.split([*sizes, len(x) - sum(sizes)])
-    return Split(x[train], x[val], x[test], train, val, test)
+    options = {"val_fraction": val_fraction, "test_fraction": test_fraction, "seed": seed}
+    facts = {"spec": "digits()", "dequantize": dequantize, **options, "sha256": raw.sha256}
+    steps = (Dequantize(seed, bits=14), Affine((0.0,), (17.0,))) if dequantize else (Affine((0.0,), (16.0,)),)
+    return Split(
+        x[train], x[val], x[test], train, val, test, raw.event_shape, Pipeline(64, steps), facts=facts
+    )
 
 
 @dataclass(frozen=True)
