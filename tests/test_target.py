@@ -107,6 +107,55 @@ def test_the_guide_scores_its_own_draws(name):
         assert (target.log_guide(z) - log_q).abs().max() < 1e-9
 
 
+@pytest.mark.parametrize("name", zoo.SHAPES)
+def test_pairs_are_scored_as_one_by_one(name):
+    target = make(zoo.SHAPES[name]())
+    if not target.can_score_guide:
+        return
+    torch.manual_seed(0)
+    z = target.sample_guide(3).z.flatten(0, 1)
+    scored = target.pair_scorer()(z)
+    assert scored.shape == (len(z), target.num_data)
+    for datum in range(target.num_data):
+        alone = target.rows([datum]).log_guide(z[:, None])[:, 0]
+        assert torch.allclose(scored[:, datum], alone, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["linear_gaussian", "nested", "mixture", "convolutional"])
+def test_pairs_run_the_guide_once_where_they_can(name):
+    specimen, calls = zoo.SHAPES[name](), []
+
+    def guide(*data):
+        calls.append(len(data[0]))
+        return specimen.guide(*data)
+
+    target = Target(specimen.model, guide, *specimen.data)
+    score = target.pair_scorer()
+    calls.clear()
+    score(torch.randn(100, target.dim, dtype=torch.float64))
+    assert not calls
+
+
+def test_a_guide_whose_sites_depend_on_each_other_is_scored_anew_for_each_z():
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            first = pyro.sample("first", dist.Normal(x, 1.0))
+            pyro.sample("second", dist.Normal(first**2, 0.1))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            first = pyro.sample("first", dist.Normal(torch.zeros_like(x), 1.0))
+            second = pyro.sample("second", dist.Normal(first, 1.0))
+            pyro.sample("x", dist.Normal(second, 1.0), obs=x)
+
+    target = Target(model, guide, torch.randn(4, dtype=torch.float64))
+    z = torch.randn(5, 2, dtype=torch.float64)
+    expected = dist.Normal(target.data[0], 1.0).log_prob(z[:, :1]) + dist.Normal(z[:, :1] ** 2, 0.1).log_prob(
+        z[:, 1:]
+    )
+    assert torch.allclose(target.pair_scorer()(z), expected)
+
+
 def test_gradients_in_z_are_per_datum():
     target = make(zoo.SHAPES["nested"]())
     z = torch.randn(2, target.num_data, target.dim, dtype=torch.float64, requires_grad=True)

@@ -17,6 +17,7 @@ from pyrovae.target import Target
 __all__ = ["ACTIVE", "decompose"]
 
 MAX_ROWS = 1 << 16  # (draw, datum) pairs that the model or the guide sees at once
+MAX_PAIRS = 1 << 22  # coordinates of (draw, datum) pairs that are scored at once
 ACTIVE = 0.01  # variance over data of the guide's mean above which a unit is active (Burda et al. 2016)
 
 
@@ -96,6 +97,9 @@ def decompose(
         variables |= _aggregate(target, min(num_aggregate, target.num_data), seed)
     attrs = {"num_samples": num_samples, "num_aggregate": min(num_aggregate, target.num_data), "seed": seed}
     made = results.group("decomposition", _with_dims(variables), attrs, latent=latent_names(target))
+    for name, array in made.data_vars.items():
+        of_evidence = evidence is not None and name in ("log_evidence", "kl_posterior")
+        array.attrs["direction"] = evidence.direction if of_evidence and evidence else "exact"
     return results.build_tree({"decomposition": made})
 
 
@@ -188,14 +192,12 @@ def _aggregate(target: Target, num_aggregate: int, seed: int) -> dict[str, np.nd
 
 def _log_mixture(target: Target, z: Tensor) -> np.ndarray:
     """log q(z) = log 1/N sum_n q(z | x_n) at draws `[S, D]`: `[S]`, in blocks of draws and of data."""
-    data_blocks = _blocks(target, 16)
-    found = []
-    for some_z in z.split(16):
-        parts = [
-            part.log_guide(some_z[:, None].expand(-1, part.num_data, -1)).double() for part in data_blocks
-        ]
-        found.append(torch.logsumexp(torch.cat(parts, 1), 1) - math.log(target.num_data))
-    return _numpy(torch.cat(found))
+    parts = []
+    for block in _blocks(target, 16):
+        score = block.pair_scorer()
+        per_call = max(1, MAX_PAIRS // (block.num_data * target.dim))
+        parts.append(torch.cat([torch.logsumexp(score(some).double(), 1) for some in z.split(per_call)]))
+    return _numpy(torch.logsumexp(torch.stack(parts), 0)) - math.log(target.num_data)
 
 
 def _with_dims(variables: Mapping[str, np.ndarray]) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:

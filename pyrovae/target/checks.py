@@ -14,7 +14,14 @@ from pyrovae.target.handlers import is_deterministic, is_latent
 if TYPE_CHECKING:
     from pyrovae.target.target import Target
 
-__all__ = ["check_data", "check_densities", "check_guide_sites", "check_model_sites", "check_same_sites"]
+__all__ = [
+    "check_data",
+    "check_densities",
+    "check_guide_sites",
+    "check_model_sites",
+    "check_same_sites",
+    "is_close",
+]
 
 
 def check_data(data: Sequence[Any]) -> None:
@@ -186,7 +193,7 @@ def _check_score(few: "Target", z: Tensor, log_q: Tensor) -> bool:
         return False
     _check_repeatable(few.log_guide(z), scored, "guide")
     _check_independent(few, "guide", lambda t, z: t.log_guide(z))
-    if not _close(scored, log_q):
+    if not is_close(scored, log_q):
         error = float((scored - log_q).abs().max())
         raise ValueError(
             f"the guide scores its own draws with an error of {error:.3g} nats: its log_prob is not the density of "
@@ -205,7 +212,7 @@ def _check_not_nan(value: Tensor, what: str) -> None:
 
 
 def _check_repeatable(again: Tensor, first: Tensor, role: str) -> None:
-    if not _close(again, first):
+    if not is_close(again, first):
         raise ValueError(
             f"the density of the {role} changes between two calls at the same z: it draws noise inside (dropout in "
             "train mode?); call .eval() on its modules"
@@ -218,14 +225,14 @@ def _check_independent(few: "Target", role: str, density: Callable[["Target", Te
     before, after = few.rows([*range(n), *range(n)]), few.rows([0] * n + [*range(n)])
     z_before = before.sample_guide(1).z
     z_after = torch.cat([before.sample_guide(1).z[:, :n], z_before[:, n:]], 1)
-    if not _close(density(after, z_after)[:, n:], density(before, z_before)[:, n:]):
+    if not is_close(density(after, z_after)[:, n:], density(before, z_before)[:, n:]):
         raise ValueError(
             f"data influence each other in the {role}: the density of one datum moves when another is replaced "
             "(BatchNorm in train mode?); call .eval() on its modules"
         )
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def is_close(a: Tensor, b: Tensor) -> bool:
     """Equal to 1e-3 nats in float32, 1e-9 in float64, and 1e-4 (1e-10) relative; infinities equal themselves."""
     coarse = a.dtype != torch.float64
     return torch.allclose(a, b, atol=1e-3 if coarse else 1e-9, rtol=1e-4 if coarse else 1e-10)

@@ -17,6 +17,7 @@ from pyrovae.target.checks import check_data, check_densities
 from pyrovae.target.curvature import expected_curvature
 from pyrovae.target.handlers import DataPlate, PlaceLatents, ReadLatents, Score, Simulate, rows_of_mean
 from pyrovae.target.layout import Layout, read_layout
+from pyrovae.target.pairs import pair_scorer
 from pyrovae.target.simulation import fill_arguments, match_arguments, name_arguments
 
 __all__ = ["Draws", "Simulation", "Target", "Terms"]
@@ -166,6 +167,11 @@ class Target:
             )
         with torch.set_grad_enabled(z.requires_grad and torch.is_grad_enabled()):
             return self._log_guide(z)
+
+    def pair_scorer(self) -> Callable[[Tensor], Tensor]:
+        """A callable from z `[S, D]` to log q(z | x) of every z under every datum, `[S, N]`, detached."""
+        with seeded(0):
+            return pair_scorer(self)
 
     def constrain(self, z: Float[Tensor, "k n d"]) -> dict[str, Tensor]:
         """The values of the latent sites at `z`: `{site: [K, N, *event]}`."""
