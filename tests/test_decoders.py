@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pyrovae.models import decoders
-from pyrovae.models.decoders import GaussianDecoder, ScaleFloorWarning
+from pyrovae.models.decoders import BernoulliDecoder, GaussianDecoder, ScaleFloorWarning, StudentTDecoder
 
 
 class Image(nn.Module):
@@ -106,7 +106,7 @@ def test_the_floor_is_reported_once_for_each_module() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"noise": "free"}, "noise must be one of fixed, shared, got 'free'"),
+        ({"noise": "free"}, "noise must be one of fixed, .*, shared, got 'free'"),
         ({"scale": 0.0}, r"scale must be positive and finite, got 0\.0"),
         ({"scale": math.nan, "noise": "fixed"}, "scale must be positive and finite, got nan"),
         ({"min_scale": -1.0}, r"min_scale must be positive and finite, got -1\.0"),
@@ -126,3 +126,105 @@ def test_a_net_that_mixes_rows_is_refused() -> None:
 class Transposed(nn.Module):
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         return z.mT
+
+
+class Pair(nn.Module):
+    def __init__(self, net: nn.Module, axis: int) -> None:
+        super().__init__()
+        self.net, self.axis = net, axis
+
+    def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        loc, log_variance = self.net(z).chunk(2, self.axis)
+        return loc, log_variance
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 4, 3)])
+@pytest.mark.parametrize(
+    ("net", "event"),
+    [(nn.Linear(2, 10), (5,)), (nn.Sequential(nn.Linear(2, 12), nn.Unflatten(1, (2, 2, 3))), (1, 2, 3))],
+)
+@pytest.mark.parametrize("make", [GaussianDecoder, StudentTDecoder])
+def test_a_net_may_give_loc_and_log_variance_as_one_tensor_or_two(make, net, event, batch) -> None:
+    z = torch.randn(*batch, 2)
+    one, two = (make(n, noise="heteroscedastic", min_scale=1e-6)(z) for n in (net, Pair(net, 1)))
+    loc, log_variance = net(z.reshape(-1, 2)).chunk(2, 1)
+    for p in (one, two):
+        assert (p.batch_shape, p.event_shape) == (batch, event)
+        assert torch.equal(p.base_dist.loc, loc.reshape(batch + event))
+        torch.testing.assert_close(p.base_dist.scale, (log_variance / 2).exp().reshape(batch + event))
+
+
+def test_a_pair_needs_heteroscedastic_noise_and_it_needs_a_pair() -> None:
+    z = torch.zeros(3, 2)
+    with pytest.raises(TypeError, match=r"must return one tensor, got 2;.*use noise='heteroscedastic'"):
+        GaussianDecoder(Pair(nn.Linear(2, 10), 1))(z)
+    with pytest.raises(ValueError, match=r"must return \(loc, log_variance\) of one shape.*got \(3, 5\)"):
+        GaussianDecoder(nn.Linear(2, 5), "heteroscedastic")(z)
+    with pytest.raises(TypeError, match="one tensor or a pair of them, got str"):
+        GaussianDecoder(Text())(z)
+    with pytest.raises(TypeError, match="one tensor of logits, got 2"):
+        BernoulliDecoder(Pair(nn.Linear(2, 10), 1))(z)
+
+
+class Text(nn.Module):
+    def forward(self, z: torch.Tensor) -> str:
+        return "loc"
+
+
+@pytest.mark.parametrize(
+    ("net", "event"), [(nn.Linear(2, 5), (5,)), (Image(), (1, 4, 4)), (nn.Sequential(nn.Linear(2, 1)), (1,))]
+)
+def test_per_dimension_noise_has_the_shape_of_a_datum(net: nn.Module, event: tuple) -> None:
+    decoder = GaussianDecoder(net, "per-dimension", scale=0.5, event_shape=event)
+    assert decoder.noise().shape == event
+    x = torch.randn(3, *event)
+    decoder(torch.randn(3, 2)).log_prob(x).sum().backward()
+    assert (decoder.noise.log_scale.grad != 0).all()
+
+
+def test_per_dimension_noise_of_another_shape_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"built for data of shape \[4\], and its net returns \[5\]; pass event"
+    ):
+        GaussianDecoder(nn.Linear(2, 5), "per-dimension", event_shape=(4,))(torch.zeros(3, 2))
+    with pytest.raises(ValueError, match=r"wants the shape of one datum, got event_shape=\(\)"):
+        GaussianDecoder(nn.Linear(2, 5), "per-dimension")
+
+
+@pytest.mark.parametrize("df", [0.0, -1.0, math.inf, math.nan])
+def test_degrees_of_freedom_are_checked(df: float) -> None:
+    with pytest.raises(ValueError, match=r"df must be positive and finite, got .*use GaussianDecoder"):
+        StudentTDecoder(nn.Linear(2, 5), df)
+
+
+def test_student_t_has_heavier_tails_and_the_gaussian_as_its_limit() -> None:
+    net, z, x = nn.Linear(2, 5).double(), torch.randn(3, 2).double(), torch.randn(3, 5).double()
+    near, far = (StudentTDecoder(net, df, "fixed").double()(z) for df in (1e7, 3.0))
+    gaussian = GaussianDecoder(net, "fixed").double()(z)
+    torch.testing.assert_close(near.log_prob(x), gaussian.log_prob(x), rtol=1e-5, atol=1e-5)
+    assert (far.log_prob(x + 30) > gaussian.log_prob(x + 30) + 100).all()
+    with pytest.raises(ValueError, match="closed form of the Gaussian likelihood.*use noise='shared'"):
+        StudentTDecoder(net, noise="optimal")
+
+
+def test_bernoulli_takes_zeros_and_ones_and_refuses_the_rest() -> None:
+    decoder, x = BernoulliDecoder(nn.Linear(2, 5)), (torch.randn(3, 5) > 0).float()
+    p = decoder(torch.zeros(3, 2))
+    torch.testing.assert_close(p.base_dist.logits, decoder.net.bias.expand(3, 5))
+    decoder.check_data(x)
+    x[1, 2] = 0.25
+    with pytest.raises(ValueError, match=r"wants data of 0 and 1, got 0\.25 in row 1; binarize.*bernoulli"):
+        decoder.check_data(x)
+    x[1, 2] = math.nan
+    with pytest.raises(ValueError, match="got nan in row 1"):
+        decoder.check_data(x)
+
+
+def test_bernoulli_does_not_look_at_values_in_a_vectorized_program() -> None:
+    decoder, x = BernoulliDecoder(nn.Linear(2, 5)), torch.zeros(4, 3, 5)
+
+    def log_prob(block: torch.Tensor) -> torch.Tensor:
+        decoder.check_data(block)
+        return decoder.net.bias.sum() + block.sum()
+
+    assert torch.func.vmap(log_prob)(x).shape == (4,)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyrovae.models.networks import ACTIVATIONS, check_hidden, mlp
+from pyrovae.models.networks import ACTIVATIONS, Residual, check_hidden, mlp, row_outputs
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3), (0,)])
@@ -28,6 +28,38 @@ def test_a_gradient_reaches_every_parameter() -> None:
     net = mlp(5, (7, 6), 2, "tanh")
     net(torch.randn(8, 5)).square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in net.parameters())
+
+
+def test_residual_layers_add_their_input() -> None:
+    net, x = mlp(5, (7, 7), 2, "tanh", residual=True), torch.randn(3, 5)
+    first, second, last = net
+    assert isinstance(first.skip, nn.Linear)
+    assert first.skip.bias is None
+    assert isinstance(second.skip, nn.Identity)
+    h = x @ first.skip.weight.mT + torch.tanh(first.layer[0](x))
+    torch.testing.assert_close(net(x), last(h + torch.tanh(second.layer[0](h))))
+    net(x).square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in net.parameters())
+    assert isinstance(Residual(nn.Tanh(), nn.Identity())(x), torch.Tensor)
+
+
+def test_row_outputs_gives_one_axis_of_rows_whatever_z_has() -> None:
+    linear, z = nn.Linear(2, 3), torch.randn(4, 5, 2)
+    (one,) = row_outputs(linear, z)
+    assert torch.equal(one, linear(z.reshape(20, 2)))
+    assert [out.shape for out in row_outputs(Twice(), z)] == [(20, 2), (20, 2)]
+    with pytest.raises(ValueError, match=r"one row for each row of z, got shape \(2, 20\) for 20 rows"):
+        row_outputs(Turned(), z)
+
+
+class Twice(nn.Module):
+    def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return rows, 2 * rows
+
+
+class Turned(nn.Module):
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows.mT
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,22 @@
 """The variational autoencoder: a prior, a decoder and an encoder as one Pyro model and guide."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import pyro
+import torch
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
-from pyrovae.models.decoders import GaussianDecoder
-from pyrovae.models.encoders import DiagonalGaussian
-from pyrovae.models.networks import check_hidden, check_width, mlp
-from pyrovae.models.priors import StandardNormal
+from pyrovae.models.build import DECODERS, ENCODERS, NETWORKS, PRIORS, REFUSED, Recipe, make_parts
+from pyrovae.models.priors import VampPrior
 from pyrovae.seeding import seeded
 
-__all__ = ["ENCODERS", "PRIORS", "VAE", "build_vae"]
+__all__ = ["DECODERS", "ENCODERS", "NETWORKS", "PRIORS", "REFUSED", "VAE", "build_vae"]
+
+MAX_ROWS = 4096  # of a block of draws in end_epoch
+MAX_NUMBERS = 1 << 22  # numbers of data in such a block
 
 
 class VAE(PyroModule):
@@ -32,7 +34,14 @@ class VAE(PyroModule):
     Attributes:
         config: the arguments of `build_vae` that rebuild this VAE, JSON-able; None for one made by hand.
 
+    Raises:
+        ValueError: a `VampPrior` with an encoder that is not this one.
+
     >>> import torch
+    >>> from pyrovae.models.decoders import GaussianDecoder
+    >>> from pyrovae.models.encoders import DiagonalGaussian
+    >>> from pyrovae.models.networks import mlp
+    >>> from pyrovae.models.priors import StandardNormal
     >>> vae = VAE(StandardNormal(2), GaussianDecoder(mlp(2, (), 5)), DiagonalGaussian(mlp(5, (), 4)))
     >>> trace = pyro.poutine.trace(vae.guide).get_trace(torch.zeros(3, 5))
     >>> trace.nodes["z"]["value"].shape
@@ -41,6 +50,11 @@ class VAE(PyroModule):
 
     def __init__(self, prior: nn.Module, decoder: nn.Module, encoder: nn.Module) -> None:
         super().__init__()
+        if isinstance(prior, VampPrior) and prior.encoder is not encoder:
+            raise ValueError(
+                "a VampPrior is the mixture of its own VAE's posteriors, and this one has another encoder, which "
+                "would not be trained; pass the same encoder to VampPrior and to VAE"
+            )
         self.prior = prior
         self.decoder = decoder
         self.encoder = encoder
@@ -52,9 +66,13 @@ class VAE(PyroModule):
 
         Raises:
             TypeError: x is not a floating-point tensor of the VAE's dtype.
-            ValueError: the rows of x do not have the shape that the decoder returns.
+            ValueError: the rows of x do not have the shape that the decoder returns, or values that its
+                likelihood does not allow.
         """
         self._check(x)
+        check_data = getattr(self.decoder, "check_data", None)
+        if callable(check_data):
+            check_data(x)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", self.prior())
             likelihood = self.decoder(z)
@@ -69,11 +87,22 @@ class VAE(PyroModule):
             pyro.sample("z", self.encoder(x))
 
     def end_epoch(self, *data: Tensor) -> None:
-        """Called by `fit` after each epoch: passes the call to the parts that want it."""
+        """Called by `fit` after each epoch: shows draws to the decoder's noise, then calls the parts that want it."""
+        update = getattr(self.decoder, "update_noise", None)
+        if callable(update) and data:
+            update(self._draws(data[0]))
         for part in (self.prior, self.decoder, self.encoder):
             hook = getattr(part, "end_epoch", None)
             if callable(hook):
                 hook(*data)
+
+    def _draws(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Blocks of (x, z), one draw z of the guide for each datum."""
+        rows = max(1, min(MAX_ROWS, MAX_NUMBERS // max(1, x[:1].numel())))
+        for block in x.split(rows):
+            with torch.no_grad():
+                z = self.encoder(block).sample()
+            yield block, z
 
     def _check(self, x: Tensor) -> None:
         if not x.is_floating_point():
@@ -100,77 +129,90 @@ def _check_shape(x: Tensor, event_shape: tuple[int, ...]) -> None:
         )
 
 
-PRIORS: dict[str, Callable[[int], nn.Module]] = {"standard": StandardNormal}
-ENCODERS: dict[str, Callable[[int, Sequence[int], int, str], nn.Module]] = {
-    "diagonal": lambda x_dim, hidden, z_dim, activation: DiagonalGaussian(
-        mlp(x_dim, hidden, 2 * z_dim, activation)
-    ),
-}
-
-
 def build_vae(
     data_dim: int,
     latent_dim: int,
     *,
     hidden: Sequence[int] = (256,),
     prior: str = "standard",
+    decoder: str = "gaussian",
     encoder: str = "diagonal",
-    noise: str = "shared",
+    noise: str | None = None,
+    network: str = "mlp",
     activation: str = "relu",
     scale: float = 1.0,
     min_scale: float = 1e-3,
+    components: int = 10,
+    encoder_components: int = 3,
+    rank: int = 1,
+    pseudo_inputs: int = 50,
+    df: float = 5.0,
+    image_shape: Sequence[int] | None = None,
+    channels: Sequence[int] = (32, 64),
+    data: Tensor | None = None,
     seed: int | None = None,
 ) -> VAE:
-    """A VAE for vectors, from names: fully connected networks and a Gaussian decoder.
+    """A VAE for rows of numbers, from the names of its parts.
 
     Args:
         data_dim: width X of one datum, at least 1.
         latent_dim: width D of z, at least 1.
         hidden: widths of the encoder's hidden layers; the decoder has them in reverse. `()` gives the linear
             VAE, whose optimum is probabilistic PCA (Lucas et al. 2019).
-        prior: a key of `PRIORS`: "standard".
-        encoder: a key of `ENCODERS`: "diagonal".
-        noise: "fixed" or "shared", see `GaussianDecoder`.
+        prior: "standard", "gaussian" (learned, full covariance), "mixture" (of `components` Gaussians), "vamp" (of
+            the posteriors at `pseudo_inputs` learned inputs), "flow" (autoregressive) or "spline".
+        decoder: "gaussian", "linear" (exact evidence and posterior), "bernoulli" (data of 0 and 1) or "student-t".
+        encoder: "diagonal", "full" or "low-rank" (of `rank`) Gaussian, "flow" (inverse autoregressive), "mixture"
+            (of `encoder_components` Gaussians) or "laplace".
+        noise: "fixed", "shared", "per-dimension", "heteroscedastic" or "optimal", see `GaussianDecoder`; None:
+            "shared", or nothing for the Bernoulli decoder, which has none.
+        network: "mlp", "residual" or "conv". The last takes rows too, and sees them as images of `image_shape`.
         activation: see `mlp`.
-        scale: the decoder's sigma, or where a learned one starts.
-        min_scale: the floor of a learned sigma.
+        scale: the decoder's sigma, or where one that is not fixed starts.
+        min_scale: the floor of a sigma that is not fixed.
+        components: components of the "mixture" prior.
+        encoder_components: components of the "mixture" encoder.
+        rank: rank of the "low-rank" encoder.
+        pseudo_inputs: number of the "vamp" prior's pseudo-inputs.
+        df: degrees of freedom of the "student-t" decoder.
+        image_shape: (channels, height, width) for "conv"; None: one channel, square.
+        channels: channels of the "conv" encoder's convolutions; the decoder has them in reverse.
+        data: training data `[n, data_dim]`, of which the "vamp" prior's pseudo-inputs start as different rows;
+            without them they start as draws of a standard normal. Not part of `config`.
         seed: of the initial weights; None draws them from the caller's random state.
 
     Returns:
-        A VAE with `config` set, so that `save` and `load` can rebuild it.
+        A VAE with `config` set, so that `save` and `load` can rebuild it, without the data.
 
     Raises:
-        ValueError: a dimension or width below 1, an unknown name, or a scale out of range.
+        ValueError: a number out of range, an unknown name, two parts that cannot work together, or data of another
+            shape.
 
     >>> vae = build_vae(64, 8, hidden=(32,), seed=0)
     >>> vae.config["hidden"], sum(p.numel() for p in vae.parameters())
     ([32], 5009)
     """
-    check_width("data_dim", data_dim)
-    check_width("latent_dim", latent_dim)
-    check_hidden(hidden)
-    make_prior = _named("prior", prior, PRIORS)
-    make_encoder = _named("encoder", encoder, ENCODERS)
+    recipe = Recipe(
+        data_dim=data_dim,
+        latent_dim=latent_dim,
+        hidden=hidden,
+        prior=prior,
+        decoder=decoder,
+        encoder=encoder,
+        noise=noise or (None if decoder == "bernoulli" else "shared"),
+        network=network,
+        activation=activation,
+        scale=scale,
+        min_scale=min_scale,
+        components=components,
+        encoder_components=encoder_components,
+        rank=rank,
+        pseudo_inputs=pseudo_inputs,
+        df=df,
+        image_shape=image_shape,
+        channels=channels,
+    )
     with nullcontext() if seed is None else seeded(seed):
-        net = mlp(latent_dim, tuple(reversed(hidden)), data_dim, activation)
-        decoder = GaussianDecoder(net, noise, scale, min_scale)
-        vae = VAE(make_prior(latent_dim), decoder, make_encoder(data_dim, hidden, latent_dim, activation))
-    vae.config = {
-        "data_dim": data_dim,
-        "latent_dim": latent_dim,
-        "hidden": list(hidden),
-        "prior": prior,
-        "encoder": encoder,
-        "noise": noise,
-        "activation": activation,
-        "scale": scale,
-        "min_scale": min_scale,
-        "seed": seed,
-    }
+        vae = VAE(*make_parts(recipe, data))
+    vae.config = {**recipe.config(), "seed": seed}
     return vae
-
-
-def _named(what: str, name: str, known: dict[str, Any]) -> Any:
-    if name not in known:
-        raise ValueError(f"{what} must be one of {', '.join(sorted(known))}, got {name!r}; choose one")
-    return known[name]
