@@ -60,9 +60,8 @@ def test_a_short_demo_writes_everything_and_nothing_else(tmp_path):
 
 @pytest.mark.slow
 def test_a_demo_without_any_verdict_exits_with_3(tmp_path, monkeypatch):
-    from pyrovae import cli
-
-    monkeypatch.setattr(cli, "REFERENCE", {"num_chains": 2, "num_samples": 10, "warmup_steps": 5})
+    module = sys.modules["pyrovae.cli.demo"]  # the package's attribute of that name is the command
+    monkeypatch.setattr(module, "REFERENCE", {"num_chains": 2, "num_samples": 10, "warmup_steps": 5})
     result = runner.invoke(app, ["demo", "--out", str(tmp_path), "--max-epochs", "2", "--num-data", "2"])
     assert result.exit_code == 3, result.output
     assert "no verdict" in result.output

@@ -84,12 +84,15 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not():
     assert not np.array_equal(a, c)
 
 
-def test_draws_in_blocks_are_independent(monkeypatch):
+@pytest.mark.parametrize("rows", [50, 3, 1])
+def test_draws_in_blocks_are_independent(monkeypatch, rows):
     from pyrovae.diagnostics import evidence
 
-    monkeypatch.setattr(evidence, "MAX_ROWS", 50)
-    draws, log_w = draw_weights(make(zoo.linear_gaussian(guide_scale=1.5)), 45)
+    monkeypatch.setattr(evidence, "MAX_ROWS", rows)
+    target = make(zoo.linear_gaussian(guide_scale=1.5))
+    draws, log_w = draw_weights(target, 45)
     assert draws.z.shape == (45, 5, 3)
+    assert torch.allclose(log_w, target.log_joint(draws.z) - draws.log_q)
     assert log_w.unique().numel() == log_w.numel()
 
 

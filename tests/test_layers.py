@@ -32,7 +32,7 @@ SIBLINGS = {
 
 
 def modules() -> list[Path]:
-    return sorted(path for path in ROOT.rglob("*.py") if path.stem not in ("__main__", "cli"))
+    return sorted(path for path in ROOT.rglob("*.py") if path.stem != "__main__" and path.parent.stem != "cli")
 
 
 def imports(path: Path) -> set[str]:

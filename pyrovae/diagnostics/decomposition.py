@@ -16,7 +16,7 @@ from pyrovae.target import Target
 
 __all__ = ["ACTIVE", "decompose"]
 
-MAX_ROWS = 1 << 16  # (draw, datum) pairs that the model or the guide sees at once
+MAX_ROWS = 1 << 14  # (draw, datum) pairs that the model or the guide sees at once
 MAX_PAIRS = 1 << 22  # coordinates of (draw, datum) pairs that are scored at once
 ACTIVE = 0.01  # variance over data of the guide's mean above which a unit is active (Burda et al. 2016)
 
@@ -82,10 +82,8 @@ def decompose(
     True
     """
     _check(target, evidence, num_samples, num_aggregate)
-    blocks = [
-        _block(some, num_samples, block_seed(seed, 0, i))
-        for i, some in enumerate(_blocks(target, num_samples))
-    ]
+    parts = target.split(max(1, MAX_ROWS // num_samples))
+    blocks = [_block(part, num_samples, block_seed(seed, 0, i)) for i, part in enumerate(parts)]
     drawn = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
     mean, variance = drawn.pop("guide_mean"), drawn.pop("guide_variance")
     variables = {
@@ -114,14 +112,6 @@ def _check(target: Target, evidence: Evidence | None, num_samples: int, num_aggr
             f"the evidence is of {evidence.num_data} data and the target of {target.num_data}: pass the evidence of "
             "the same data"
         )
-
-
-def _blocks(target: Target, num_samples: int) -> list[Target]:
-    size = max(1, MAX_ROWS // num_samples)
-    return [
-        target.rows(range(first, min(first + size, target.num_data)))
-        for first in range(0, target.num_data, size)
-    ]
 
 
 def _block(target: Target, num_samples: int, seed: int) -> dict[str, np.ndarray]:
@@ -193,7 +183,7 @@ def _aggregate(target: Target, num_aggregate: int, seed: int) -> dict[str, np.nd
 def _log_mixture(target: Target, z: Tensor) -> np.ndarray:
     """log q(z) = log 1/N sum_n q(z | x_n) at draws `[S, D]`: `[S]`, in blocks of draws and of data."""
     parts = []
-    for block in _blocks(target, 16):
+    for block in target.split(MAX_ROWS):
         score = block.pair_scorer()
         per_call = max(1, MAX_PAIRS // (block.num_data * target.dim))
         parts.append(torch.cat([torch.logsumexp(score(some).double(), 1) for some in z.split(per_call)]))

@@ -16,7 +16,7 @@ from pyrovae.target import Draws, Target
 
 __all__ = ["ESTIMATORS", "draw_weights", "estimate", "log_evidence"]
 
-MAX_ROWS = 1 << 16  # rows (draws times data) that the model sees at once
+MAX_ROWS = 1 << 14  # rows (draws times data) that the model sees at once
 
 
 class Estimate(NamedTuple):
@@ -103,7 +103,7 @@ def estimate(method: str, log_w: Float[Tensor, "k n"], *, seconds: float = 0.0) 
 
 
 def draw_weights(target: Target, num_samples: int, *, seed: int = 0) -> tuple[Draws, Tensor]:
-    """Draws of the guide and their log-weights `[K, N]`, in blocks of at most 65,536 rows, a seed for each block.
+    """Draws of the guide and their log-weights `[K, N]`, in blocks of at most 16,384 rows, a seed for each block.
 
     Raises:
         ValueError: fewer than 2 samples; or weights that are NaN or +infinity, naming the datum.
@@ -112,16 +112,25 @@ def draw_weights(target: Target, num_samples: int, *, seed: int = 0) -> tuple[Dr
         raise ValueError(
             f"num_samples must be at least 2, so that there is an error bar, but is {num_samples}: raise it"
         )
-    draws, log_w = [], []
+    parts = [
+        _draw_block(some, num_samples, block_seed(seed, i)) for i, some in enumerate(target.split(MAX_ROWS))
+    ]
+    draws = Draws(*(torch.cat([getattr(d, name) for d, _ in parts], 1) for name in Draws._fields))
+    log_w = torch.cat([w for _, w in parts], 1)
+    _check_weights(log_w)
+    return draws, log_w
+
+
+def _draw_block(target: Target, num_samples: int, seed: int) -> tuple[Draws, Tensor]:
+    """`draw_weights` for data that are few enough, in blocks of draws."""
     per_block = max(1, MAX_ROWS // target.num_data)
+    draws, log_w = [], []
     for block, first in enumerate(range(0, num_samples, per_block)):
         with seeded(block_seed(seed, block)):
             draw = target.sample_guide(min(per_block, num_samples - first))
         draws.append(draw)
         log_w.append(target.log_joint(draw.z) - draw.log_q)
-    all_w = torch.cat(log_w)
-    _check_weights(all_w)
-    return Draws(torch.cat([d.z for d in draws]), torch.cat([d.log_q for d in draws])), all_w
+    return Draws(*(torch.cat([getattr(d, name) for d in draws]) for name in Draws._fields)), torch.cat(log_w)
 
 
 def check_methods(methods: Sequence[str]) -> None:

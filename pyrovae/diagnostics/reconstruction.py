@@ -12,7 +12,7 @@ from pyrovae.target import Target
 
 __all__ = ["draw_counts", "reconstruct"]
 
-MAX_ROWS = 1 << 16  # (draw, datum) pairs that the model sees at once
+MAX_ROWS = 1 << 14  # (draw, datum) pairs that the model sees at once
 
 
 def reconstruct(target: Target, num_samples: int = 1000, *, num_kept: int = 16, seed: int = 0) -> xr.DataTree:
@@ -94,10 +94,8 @@ def _draw(
     target: Target, num_samples: int, num_kept: int, seed: int
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The first reconstructions of every observed site, and log p(x | z) `[K, N]`, a block of data at a time."""
-    size = max(1, MAX_ROWS // num_samples)
     kept, log_likelihood = [], []
-    for block, first in enumerate(range(0, target.num_data, size)):
-        some = target.rows(range(first, min(first + size, target.num_data)))
+    for block, some in enumerate(target.split(max(1, MAX_ROWS // num_samples))):
         with seeded(block_seed(seed, block)):
             z, _ = some.sample_guide(num_samples)
         log_likelihood.append(_numpy(some.log_terms(z).log_likelihood.double()))

@@ -121,13 +121,11 @@ def latent_names(target: Target) -> list[str]:
 
 
 def _hmc(target: Target, settings: Mapping[str, Any], progress: Progress | None) -> dict[str, Any]:
-    per_block = max(1, MAX_ROWS // settings["num_chains"])
-    firsts = range(0, target.num_data, per_block)
+    parts = target.split(max(1, MAX_ROWS // settings["num_chains"]))
     blocks = []
-    for block, first in enumerate(firsts):
-        some = target.rows(range(first, min(first + per_block, target.num_data)))
+    for block, some in enumerate(parts):
         with seeded(block_seed(settings["seed"], block)):
-            blocks.append(_hmc_block(some, settings, _shifted(progress, block, len(firsts))))
+            blocks.append(_hmc_block(some, settings, _shifted(progress, block, len(parts))))
     joined = {
         name: np.concatenate([block[name] for block in blocks], -2 if name == "z" else -1)
         for name in blocks[0]

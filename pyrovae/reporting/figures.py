@@ -33,6 +33,7 @@ _MEASURED_BY: Final = {
     "evidence": "pyrovae.evidence_table or pyrovae.audit",
     "observed_data": "pyrovae.audit",
     "prior_predictive": "pyrovae.reconstruct or pyrovae.audit",
+    "decomposition": "pyrovae.decompose",
     "reconstruction": "pyrovae.reconstruct or pyrovae.audit",
 }
 _NO_DATE: Final = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # the same figure, the same file

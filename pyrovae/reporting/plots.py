@@ -18,8 +18,10 @@ from pyrovae.reporting.counts import plot_draw_counts
 from pyrovae.reporting.draws import plot_draws
 from pyrovae.reporting.figures import COLORS, new_figure, require, save_figure, set_title, simplify
 from pyrovae.reporting.images import plot_reconstructions
+from pyrovae.reporting.terms import plot_decomposition
 
 __all__ = [
+    "plot_decomposition",
     "plot_draw_counts",
     "plot_draws",
     "plot_evidence",

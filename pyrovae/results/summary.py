@@ -202,20 +202,22 @@ def comparison_row(tree: xr.DataTree, variable: str) -> Row | None:
 
 
 def _term_rows(tree: xr.DataTree) -> Iterator[Row]:
-    """Every number per datum in `gaps` and `decomposition`, with its `_std_error` if it has one.
+    """Every number in `gaps` and `decomposition`, per datum or of all data, with its `_std_error` if it has one.
 
     The attributes `units` and `direction` of a variable go into its row.
     """
     for name in ("gaps", "decomposition"):
         terms = measured(tree, name) or xr.Dataset()
         for variable, array in terms.data_vars.items():
-            is_term = array.dims == ("datum",) and array.dtype.kind == "f"
+            is_term = array.dims in (("datum",), ()) and array.dtype.kind == "f"
             if not is_term or str(variable).endswith(("_std_error", "seconds")):
                 continue
             errors = terms.get(f"{variable}_std_error", xr.zeros_like(array))
-            value, error, count = _average(array.values, errors.values)
+            value, error, count = _average(np.atleast_1d(array.values), np.atleast_1d(errors.values))
             unit, direction = (
                 str(array.attrs.get(key, other)) for key, other in (("units", _NATS), ("direction", "none"))
             )
             quantity = f"{name}: {variable}"
-            yield Row(str(variable), quantity, value, error, unit, direction, count, array.size - count)
+            refused = array.size - count
+            count = count if array.dims else terms.sizes.get("datum", 1)
+            yield Row(str(variable), quantity, value, error, unit, direction, count, refused)

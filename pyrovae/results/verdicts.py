@@ -45,9 +45,9 @@ def verdict_sentences(tree: xr.DataTree) -> list[str]:
         ['No verdict on the guide: neither evidence nor a comparison with a reference was measured.']
     """
     check(tree)
-    speakers = (_say_evidence, _say_gaps, _say_khat, _say_reference, _say_width, _say_location)
+    speakers = (_say_evidence, _say_gaps, _say_khat, _say_reference, _say_width, _say_location, _say_terms)
     said = [sentence for speaker in speakers for sentence in speaker(tree)]
-    if not {"evidence", "comparison"} & set(tree.children):
+    if not {"evidence", "comparison", "decomposition"} & set(tree.children):
         said.append(
             "No verdict on the guide: neither evidence nor a comparison with a reference was measured."
         )
@@ -176,6 +176,29 @@ def _say_location(tree: xr.DataTree) -> Iterator[str]:
         f"The means of the guide are off by {_number(row)} posterior standard deviations on average over "
         f"{row.num_data} of {row.num_data + row.num_refused} data{_noise(tree)}."
     )
+
+
+def _say_terms(tree: xr.DataTree) -> Iterator[str]:
+    """What the guide gives away to the prior and to the posterior, and what its codes hold."""
+    terms = measured(tree, "decomposition", "elbo", "reconstruction", "kl_prior")
+    if terms is None:
+        return
+    mean = terms.mean()
+    yield (
+        f"The ELBO of {float(mean['elbo']):.2f} nats is a reconstruction of {float(mean['reconstruction']):.2f} "
+        f"minus a KL to the prior of {float(mean['kl_prior']):.2f}, on average over {terms.sizes['datum']} data."
+    )
+    if "kl_posterior" in terms:
+        yield f"The KL to the posterior is {float(mean['kl_posterior']):.2f} nats: what the ELBO loses of log p(x)."
+    if "mutual_information" in terms:
+        yield (
+            f"The codes hold {float(mean['mutual_information']):.2f} of at most {float(mean['log_num_data']):.2f} nats "
+            "about which of these data they came from; the aggregate q(z) is "
+            f"{float(mean['marginal_kl']):.2f} nats from the prior."
+        )
+    if "is_active" in terms:
+        active = terms["is_active"].values
+        yield f"{int(active.sum())} of {active.size} latent units are active."
 
 
 def _noise(tree: xr.DataTree) -> str:

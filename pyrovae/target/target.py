@@ -243,6 +243,13 @@ class Target:
         index = torch.as_tensor(index if isinstance(index, Tensor) else list(index))
         return self._replace(*(x[index.to(x.device)] for x in self.data))
 
+    def split(self, size: int) -> list["Target"]:
+        """The same target in blocks of at most `size` data, in order."""
+        return [
+            self._replace(*(x[first : first + size] for x in self.data))
+            for first in range(0, self.num_data, size)
+        ]
+
     def with_data(self, *data: Tensor) -> "Target":
         """The same model and guide for other data, of the same form."""
         check_data(data)

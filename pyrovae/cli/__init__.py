@@ -1,0 +1,18 @@
+"""The command line: one file a command. Nothing heavy is imported before a command runs."""
+
+import typer
+
+from pyrovae.cli.demo import demo
+from pyrovae.cli.measure import decompose, reconstruct
+from pyrovae.cli.train import train
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Train variational autoencoders written in Pyro, then measure how good the inference is.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+for command in (demo, train, decompose, reconstruct):
+    app.command()(command)

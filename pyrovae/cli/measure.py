@@ -1,0 +1,109 @@
+"""`pyrovae decompose RUN` and `pyrovae reconstruct RUN`: measurements of a trained run."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pyrovae.cli.runs import PARTS, RunError, open_run
+from pyrovae.cli.show import choose_device, print_summary
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pyrovae.target import Target
+
+__all__ = ["decompose", "reconstruct"]
+
+BAD_INPUT = 4  # exit code: the run or its data cannot be read
+
+Run = Annotated[Path, typer.Argument(help="Folder that `pyrovae train` wrote.")]
+Part = Annotated[str, typer.Option(help="Which part of the data: train, val or test.")]
+NumData = Annotated[int | None, typer.Option(min=2, help="Data to measure; all of the part by default.")]
+NumSamples = Annotated[int, typer.Option(min=2, help="Draws of the guide for each datum.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the draws.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
+
+
+def decompose(
+    run: Run,
+    part: Part = "test",
+    num_data: NumData = None,
+    num_samples: NumSamples = 500,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Take the ELBO of a run apart: both forms per datum, and the aggregate posterior against the prior."""
+    from rich.console import Console
+
+    import pyrovae as pv
+    from pyrovae.reporting.plots import plot_decomposition, save_figure
+
+    console = Console()
+    with _errors(console):
+        target = _target(run, part, num_data, device)
+    evidence = pv.log_evidence(target, "iwae", num_samples=num_samples, seed=seed + 1)
+    tree = pv.decompose(target, evidence, num_samples=num_samples, seed=seed)
+    pv.write(tree, run / "decomposition.nc")
+    save_figure(plot_decomposition(tree), run / "decomposition.png")
+    print_summary(console, tree, f"The ELBO taken apart, {target.num_data} data ({part})")
+    for sentence in pv.verdict_sentences(tree):
+        console.print(f"- {sentence}", highlight=False)
+    console.print(f"Written to {run}: decomposition.nc, decomposition.png.")
+
+
+def reconstruct(
+    run: Run,
+    part: Part = "test",
+    num_data: NumData = 64,
+    num_samples: NumSamples = 10_000,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Reconstruct data of a run, and show how many draws of z are enough."""
+    from rich.console import Console
+
+    import pyrovae as pv
+    from pyrovae.reporting.plots import plot_draw_counts, plot_reconstructions, save_figure
+
+    console = Console()
+    with _errors(console):
+        target = _target(run, part, num_data, device)
+    tree = pv.reconstruct(target, num_samples, seed=seed)
+    pv.write(tree, run / "reconstruction.nc")
+    figure = plot_draw_counts(tree)
+    save_figure(figure, run / "draw_counts.png")
+    save_figure(plot_reconstructions(tree), run / "reconstructions.png")
+    console.print(f"{figure.get_suptitle()}.".replace("\n", " "), highlight=False)
+    console.print(f"Written to {run}: reconstruction.nc, draw_counts.png, reconstructions.png.")
+
+
+@contextmanager
+def _errors(console: "Console") -> Iterator[None]:
+    from pyrovae.data import DataError
+    from pyrovae.training.checkpoint import CheckpointError
+
+    try:
+        yield
+    except (RunError, DataError, CheckpointError) as error:
+        console.print(f"[red]{error}[/red]", highlight=False)
+        raise typer.Exit(BAD_INPUT) from error
+
+
+def _target(run: Path, part: str, num_data: int | None, device: str) -> "Target":
+    """The target of a run's model and some of its data."""
+    import pyrovae as pv
+
+    if part not in PARTS:
+        raise typer.BadParameter(f"part must be one of {', '.join(PARTS)}, got {part!r}")
+    place = choose_device(device)
+    vae, split, _ = open_run(run)
+    x = getattr(split, part)[:num_data]
+    if len(x) < 2:
+        raise RunError(
+            f"the part {part!r} of {run} has {len(x)} data, too few to measure: choose another part"
+        )
+    vae = vae.to(place).eval()
+    return pv.Target(vae.model, vae.guide, x.to(place))

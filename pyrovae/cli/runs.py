@@ -1,0 +1,145 @@
+"""A run's folder: settings, model, history and what the data were; written whole, read back and checked."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyrovae.cli.settings import Settings, read_settings, to_toml
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pyrovae.data import Split
+    from pyrovae.models.vae import VAE
+    from pyrovae.training.fit import FitResult
+
+__all__ = ["PARTS", "RunError", "build", "load_data", "open_run", "resolve", "write_run"]
+
+PARTS = ("train", "val", "test")
+
+
+class RunError(ValueError):
+    """A folder that is not a run, or whose data are not those it was trained on."""
+
+
+def resolve(settings: Settings) -> Settings:
+    """The settings with every default that depends on the data made explicit."""
+    if settings.dequantize is not None:
+        return settings
+    import numpy as np
+
+    from pyrovae import data
+
+    values = data.read(settings.data).values
+    return replace(
+        settings,
+        dequantize=bool(np.issubdtype(values.dtype, np.integer) or (values == np.rint(values)).all()),
+    )
+
+
+def load_data(settings: Settings) -> "Split":
+    """The split that the settings describe."""
+    from pyrovae import data
+
+    return data.load(
+        settings.data,
+        scale=None if settings.scaling == "none" else settings.scaling,
+        dequantize=bool(settings.dequantize),
+        val_fraction=settings.val_fraction,
+        test_fraction=settings.test_fraction,
+        seed=settings.seed,
+    )
+
+
+def build(settings: Settings, train: "Tensor") -> "VAE":
+    """The VAE that the settings describe, for these training data."""
+    from pyrovae.models.vae import build_vae
+
+    same = (
+        "prior",
+        "decoder",
+        "encoder",
+        "noise",
+        "network",
+        "hidden",
+        "channels",
+        "activation",
+        "min_scale",
+    )
+    counts = ("components", "encoder_components", "rank", "pseudo_inputs", "df", "seed")
+    options: dict[str, Any] = {name: getattr(settings, name) for name in (*same, *counts)}
+    return build_vae(train.shape[1], settings.latent_dim, scale=settings.noise_scale, data=train, **options)
+
+
+def write_run(out: Path, settings: Settings, split: "Split", vae: "VAE", result: "FitResult") -> None:
+    """Write `config.toml`, `run.json`, `split.npz`, `history.nc` and `model.pyrovae`, the model last."""
+    from pyrovae import results
+    from pyrovae.training.checkpoint import save
+
+    out.mkdir(parents=True, exist_ok=True)
+    counts = {"num_data": len(split.train), "num_val_data": len(split.val)}
+    history = result.history
+    group = results.group("history", history, counts, epoch=range(1, len(history["seconds"]) + 1))
+    results.write(results.build_tree({"history": group}), out / "history.nc")
+    facts = {
+        "data": split.describe(),
+        "best_epoch": result.best_epoch + 1,
+        "num_epochs": len(history["seconds"]),
+        "num_steps": result.num_steps,
+        "seconds": result.seconds,
+        "stopped_early": result.stopped_early,
+        "val_elbo": _best(history),
+    }
+    _write_split(out / "split.npz", split)
+    _write_text(out / "run.json", json.dumps(facts, indent=1) + "\n")
+    _write_text(out / "config.toml", to_toml(settings))
+    save(vae, out / "model.pyrovae")
+
+
+def open_run(folder: Path) -> "tuple[VAE, Split, dict[str, Any]]":
+    """The model of a run, its data, read again and checked against what it was trained on, and `run.json`.
+
+    Raises:
+        RunError: the folder is not a run, or the data have changed since.
+    """
+    from pyrovae.training.checkpoint import load
+
+    missing = [name for name in ("config.toml", "run.json", "model.pyrovae") if not (folder / name).is_file()]
+    if missing:
+        raise RunError(f"{folder} is not a run of `pyrovae train`: it lacks {', '.join(missing)}")
+    facts = json.loads((folder / "run.json").read_text())
+    split = load_data(read_settings(folder / "config.toml", {}))
+    if split.describe()["sha256"] != facts["data"]["sha256"]:
+        raise RunError(
+            f"the data {facts['data']['spec']} are not those that {folder} was trained on: put them back"
+        )
+    vae = load(folder / "model.pyrovae")
+    return vae, split, facts
+
+
+def _write_split(path: Path, split: "Split") -> None:
+    """The rows of the data that each part holds."""
+    import numpy as np
+
+    temporary = path.with_name(f".{path.stem}.tmp.npz")
+    try:
+        np.savez(temporary, **{part: getattr(split, f"{part}_index").numpy() for part in PARTS})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _best(history: Mapping[str, Any]) -> float | None:
+    return float(history["val_elbo"].max()) if "val_elbo" in history else None
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

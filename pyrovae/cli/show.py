@@ -1,0 +1,76 @@
+"""What commands share on the terminal: devices, progress bars, the verdict table."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from rich.console import Console
+    from rich.progress import Progress
+
+__all__ = ["choose_device", "print_summary", "progress", "training_bar"]
+
+
+def choose_device(name: str) -> str:
+    """The torch device of that name; "auto" is CUDA where there is one."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return str(torch.zeros(1, device=name).device)
+    except (RuntimeError, AssertionError) as error:
+        raise typer.BadParameter(
+            f"device {name!r} cannot be used here ({error}): pass cpu, cuda or auto"
+        ) from error
+
+
+@contextmanager
+def progress(console: "Console") -> Iterator["Progress"]:
+    """Progress bars with a note behind each."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as bars:
+        yield bars
+
+
+def training_bar(bars: "Progress", max_epochs: int) -> Any:
+    """The progress callback of `fit`, shown as a bar."""
+    task = bars.add_task("training", total=max_epochs, note="")
+
+    def tell(epoch: int, total: int, metrics: dict[str, float]) -> None:
+        name = next(name for name in ("val_elbo", "elbo", "weighted_elbo") if name in metrics)
+        label = {"val_elbo": "validation ELBO", "elbo": "ELBO", "weighted_elbo": "weighted ELBO"}[name]
+        bars.update(
+            task, completed=epoch + 1, note=f"epoch {epoch + 1} of {total}, {label} {metrics[name]:.2f} nats"
+        )
+
+    return tell
+
+
+def print_summary(console: "Console", tree: "xr.DataTree", title: str) -> None:
+    """The headline numbers of a result tree as a table."""
+    from rich import box
+    from rich.table import Table
+
+    import pyrovae as pv
+
+    table = Table(title=title, box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("quantity", min_width=26)
+    for name in ("value", "unit", "direction", "data", "doubtful"):
+        table.add_column(name, no_wrap=True, justify="left" if name in ("unit", "direction") else "right")
+    for quantity, row in pv.summary(tree).iterrows():
+        error = "" if row["std_error"] != row["std_error"] else f" ± {row['std_error']:.2g}"
+        counts = (str(row["num_data"]), str(row["num_refused"]))
+        unit = row["unit"].removesuffix(" per datum")
+        table.add_row(str(quantity), f"{row['value']:.3g}{error}", unit, row["direction"], *counts)
+    console.print(table)
