@@ -9,7 +9,8 @@ import pyrovae as pv
 from pyrovae.cli import app
 from pyrovae.diagnostics.evidence import ESTIMATORS
 from pyrovae.diagnostics.reference import METHODS
-from pyrovae.models.vae import ENCODERS, PRIORS
+from pyrovae.models.noise import NOISES
+from pyrovae.models.vae import DECODERS, ENCODERS, NETWORKS, PRIORS
 from pyrovae.training.objectives import OBJECTIVES
 
 ROOT = Path(__file__).parent.parent
@@ -34,13 +35,13 @@ def test_every_name_of_pv_in_readme_exists():
 
 def test_the_table_of_parts_names_what_there_is():
     parts = README.split("## Parts")[1].split("## Commands")[0]
-    for name in [*PRIORS, *ENCODERS, *ESTIMATORS, *METHODS, *OBJECTIVES]:
+    for name in [*PRIORS, *DECODERS, *NOISES, *ENCODERS, *NETWORKS, *ESTIMATORS, *METHODS, *OBJECTIVES]:
         assert f'"{name}"' in parts, name
 
 
 def test_the_table_of_commands_is_the_command_line():
     commands = README.split("## Commands")[1].split("## Five")[0]
-    assert set(re.findall(r"`pyrovae (\w+)", commands)) == {
+    assert set(re.findall(r"^\| `pyrovae (\w+)", commands, re.MULTILINE)) == {
         command.callback.__name__ for command in app.registered_commands
     }
 
