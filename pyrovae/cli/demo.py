@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pyrovae.cli.show import choose_device, print_summary, progress, training_bar
+from pyrovae.cli.show import FAILED, choose_device, print_summary, progress, training_bar
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = ["demo"]
 
-NO_VERDICT = 3  # exit code: the run is done, but says nothing about any datum
 REFERENCE = {"num_chains": 16, "num_samples": 1000, "warmup_steps": 300}
 PIXEL_SPREAD = 0.3  # where the learned noise starts: near the spread of a pixel, not at 1
 
@@ -54,7 +53,7 @@ def demo(
         console.print(f"- {sentence}", highlight=False)
     console.print(f"Written to {out}: model.pyrovae, result.nc, {', '.join(figures)}.")
     if "ok" not in tree["diagnostics"].to_dataset()["verdict"].values:
-        raise typer.Exit(NO_VERDICT)
+        raise typer.Exit(FAILED)
 
 
 def _train(

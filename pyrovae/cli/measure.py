@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pyrovae.cli.runs import PARTS, RunError, open_run
-from pyrovae.cli.show import choose_device, print_summary
+from pyrovae.cli.show import BAD_INPUT, choose_device, print_summary
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from pyrovae.target import Target
 
 __all__ = ["decompose", "reconstruct"]
-
-BAD_INPUT = 4  # exit code: the run or its data cannot be read
 
 Run = Annotated[Path, typer.Argument(help="Folder that `pyrovae train` wrote.")]
 Part = Annotated[str, typer.Option(help="Which part of the data: train, val or test.")]

@@ -120,8 +120,8 @@ def _widths(name: str, value: Any) -> tuple[int, ...]:
 def to_toml(settings: Settings) -> str:
     """The settings as a TOML file that `read_settings` reads back; what is None is left out.
 
-    >>> to_toml(Settings(latent_dim=3)).splitlines()[5]
-    'latent_dim = 3'
+    >>> "latent_dim = 3" in to_toml(Settings(latent_dim=3))
+    True
     """
     values = {f.name: getattr(settings, f.name) for f in fields(settings)}
     return "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items() if value is not None)

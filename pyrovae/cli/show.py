@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-__all__ = ["choose_device", "print_summary", "progress", "training_bar"]
+__all__ = ["BAD_INPUT", "FAILED", "choose_device", "print_summary", "progress", "training_bar"]
+
+FAILED, BAD_INPUT = 3, 4
+"""Exit codes: training failed or no datum has a verdict; data or a run cannot be read. 2 is for wrong options."""
 
 
 def choose_device(name: str) -> str:

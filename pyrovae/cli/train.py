@@ -10,11 +10,9 @@ import typer
 
 from pyrovae.cli.runs import build, load_data, resolve, write_run
 from pyrovae.cli.settings import Settings, SettingsError, kind_of, read_settings
-from pyrovae.cli.show import choose_device, progress, training_bar
+from pyrovae.cli.show import BAD_INPUT, FAILED, choose_device, progress, training_bar
 
 __all__ = ["train"]
-
-FAILED, BAD_INPUT = 3, 4  # exit codes: the training failed; the data cannot be read
 
 
 def _with_settings(command: Callable[..., None]) -> Callable[..., None]:

@@ -1,5 +1,6 @@
 """Per-datum log densities, draws and curvature of any Pyro model and amortized guide."""
 
-from pyrovae.target.target import Draws, Simulation, Target, Terms
+from pyrovae.target.draws import Draws, Simulation, Terms
+from pyrovae.target.target import Target
 
 __all__ = ["Draws", "Simulation", "Target", "Terms"]

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
 import torch
@@ -15,35 +15,15 @@ from torch import Tensor
 from pyrovae.seeding import seeded
 from pyrovae.target.checks import check_data, check_densities
 from pyrovae.target.curvature import expected_curvature
+from pyrovae.target.draws import Draws, Simulation, Terms
 from pyrovae.target.handlers import DataPlate, PlaceLatents, ReadLatents, Score, Simulate, rows_of_mean
 from pyrovae.target.layout import Layout, read_layout
 from pyrovae.target.pairs import pair_scorer
 from pyrovae.target.simulation import fill_arguments, match_arguments, name_arguments
 
-__all__ = ["Draws", "Simulation", "Target", "Terms"]
+__all__ = ["Target"]
 
 Program = Callable[..., Any]
-
-
-class Draws(NamedTuple):
-    """Draws `z` `[K, N, D]` of the guide in unconstrained coordinates, and their `log_q` `[K, N]`."""
-
-    z: Tensor
-    log_q: Tensor
-
-
-class Terms(NamedTuple):
-    """`log_prior` and `log_likelihood`, each `[K, N]`; their sum is log p(x, z)."""
-
-    log_prior: Tensor
-    log_likelihood: Tensor
-
-
-class Simulation(NamedTuple):
-    """`z` `[K, D]` from the prior, and `data` drawn given z, as the arguments of the model with K rows."""
-
-    z: Tensor
-    data: tuple[Tensor, ...]
 
 
 class Target:

@@ -30,7 +30,8 @@ class FitConfig:
     """The options of `fit`.
 
     Args:
-        objective: what to minimize, a name from `pyrovae.training.objectives`: "elbo".
+        objective: what to minimize, a name from `pyrovae.training.objectives`: "elbo", or "analytic_kl" with the KL
+            term in closed form, for Gaussian priors and encoders.
         num_particles: draws of z for each datum and step, at least 1.
         lr: Adam's learning rate, above 0.
         batch_size: data in a step, at least 1; the last batch of an epoch may be smaller.
