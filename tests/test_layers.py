@@ -32,7 +32,9 @@ SIBLINGS = {
 
 
 def modules() -> list[Path]:
-    return sorted(path for path in ROOT.rglob("*.py") if path.stem != "__main__" and path.parent.stem != "cli")
+    return sorted(
+        path for path in ROOT.rglob("*.py") if path.stem != "__main__" and path.parent.stem != "cli"
+    )
 
 
 def imports(path: Path) -> set[str]:
