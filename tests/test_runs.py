@@ -63,7 +63,15 @@ def test_decompose(trained):
 def test_reconstruct(trained):
     output = run("reconstruct", trained, "--num-data", 12, "--num-samples", 200, "--part", "val")
     assert "One draw errs by" in output
-    assert pv.read(trained / "reconstruction.nc")["reconstruction"].sizes["count"] == 8
+    tree = pv.read(trained / "reconstruction.nc")
+    assert tree["reconstruction"].sizes["count"] == 8
+    vae, split, _ = open_run(trained)
+    raw = pv.data.read("digits").values[split.val_index[:12]]
+    assert np.array_equal(tree["observed_data"]["x"].values, raw)  # integers again, scaling and noise undone
+    scaled = pv.reconstruct(pv.Target(vae.model, vae.guide, split.val[:12]), 200)["reconstruction"][
+        "x"
+    ].values
+    assert np.abs(tree["reconstruction"]["x"].values - 17 * scaled).max() <= 1.001
     assert {"draw_counts.png", "reconstructions.png"} <= {path.name for path in trained.iterdir()}
 
 

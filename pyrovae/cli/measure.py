@@ -11,8 +11,10 @@ from pyrovae.cli.runs import PARTS, RunError, open_run
 from pyrovae.cli.show import BAD_INPUT, choose_device, print_summary
 
 if TYPE_CHECKING:
+    import xarray as xr
     from rich.console import Console
 
+    from pyrovae.data import Pipeline
     from pyrovae.target import Target
 
 __all__ = ["decompose", "reconstruct"]
@@ -41,7 +43,7 @@ def decompose(
 
     console = Console()
     with _errors(console):
-        target = _target(run, part, num_data, device)
+        target, _ = _target(run, part, num_data, device)
     evidence = pv.log_evidence(target, "iwae", num_samples=num_samples, seed=seed + 1)
     tree = pv.decompose(target, evidence, num_samples=num_samples, seed=seed)
     pv.write(tree, run / "decomposition.nc")
@@ -60,7 +62,7 @@ def reconstruct(
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
-    """Reconstruct data of a run, and show how many draws of z are enough."""
+    """Reconstruct data of a run, in raw units, and show how many draws of z are enough."""
     from rich.console import Console
 
     import pyrovae as pv
@@ -68,8 +70,8 @@ def reconstruct(
 
     console = Console()
     with _errors(console):
-        target = _target(run, part, num_data, device)
-    tree = pv.reconstruct(target, num_samples, seed=seed)
+        target, pipeline = _target(run, part, num_data, device)
+    tree = _in_raw_units(pv.reconstruct(target, num_samples, seed=seed), pipeline)
     pv.write(tree, run / "reconstruction.nc")
     figure = plot_draw_counts(tree)
     save_figure(figure, run / "draw_counts.png")
@@ -90,8 +92,8 @@ def _errors(console: "Console") -> Iterator[None]:
         raise typer.Exit(BAD_INPUT) from error
 
 
-def _target(run: Path, part: str, num_data: int | None, device: str) -> "Target":
-    """The target of a run's model and some of its data."""
+def _target(run: Path, part: str, num_data: int | None, device: str) -> "tuple[Target, Pipeline]":
+    """The target of a run's model and some of its data, and the way back to raw units."""
     import pyrovae as pv
 
     if part not in PARTS:
@@ -104,4 +106,18 @@ def _target(run: Path, part: str, num_data: int | None, device: str) -> "Target"
             f"the part {part!r} of {run} has {len(x)} data, too few to measure: choose another part"
         )
     vae = vae.to(place).eval()
-    return pv.Target(vae.model, vae.guide, x.to(place))
+    return pv.Target(vae.model, vae.guide, x.to(place)), split.pipeline
+
+
+def _in_raw_units(tree: "xr.DataTree", pipeline: "Pipeline") -> "xr.DataTree":
+    """The tree with data and reconstructions as they were before scaling and dequantization."""
+    import torch
+
+    from pyrovae import results
+
+    groups = {name: node.to_dataset() for name, node in tree.children.items()}
+    for name in ("observed_data", "reconstruction"):
+        x = groups[name]["x"]
+        raw = pipeline.inverse(torch.from_numpy(x.values)).numpy()
+        groups[name] = groups[name].assign(x=x.copy(data=raw))
+    return results.build_tree(groups, {str(name): value for name, value in tree.attrs.items()})
