@@ -41,7 +41,7 @@ def reconstruct(target: Target, num_samples: int = 1000, *, num_kept: int = 16, 
     Raises:
         ValueError: fewer than 2 samples, or fewer than 2 to keep.
 
-    >>> import pyro, pyro.distributions as dist
+    >>> import pyro, pyro.distributions as dist, torch
     >>> def model(x):
     ...     with pyro.plate("data", len(x)):
     ...         z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
