@@ -46,6 +46,13 @@ def test_everything_a_report_needs_is_there():
     assert tree.attrs["seed"] == 0
 
 
+def test_methods_of_one_point_stand_beside_the_others():
+    specimen = zoo.linear_gaussian(guide_scale=0.7)
+    tree = run(specimen, methods=("elbo", "cumulant", "laplace"), num_samples=100)
+    value = tree["evidence"]["value"].sel({"method": "laplace"}).values
+    assert np.abs(value - specimen.log_evidence.numpy()).max() < 1e-9
+
+
 def test_a_tree_survives_the_disk(tmp_path):
     tree = run(zoo.gamma_poisson(), num_samples=100)
     pv.write(tree, tmp_path / "result.nc")

@@ -8,7 +8,7 @@ import pytest
 import torch
 import zoo
 
-from pyrovae.diagnostics.evidence import ESTIMATORS, draw_weights, estimate, log_evidence
+from pyrovae.diagnostics.evidence import ESTIMATORS, POINT_ESTIMATORS, draw_weights, estimate, log_evidence
 from pyrovae.target import Target
 
 
@@ -72,7 +72,14 @@ def test_psis_of_a_far_guide_is_marked_unreliable():
 def test_directions_and_costs():
     target = make(zoo.linear_gaussian())
     found = {m: log_evidence(target, m, num_samples=50) for m in ESTIMATORS}
-    assert {m: e.direction for m, e in found.items()} == {"elbo": "lower", "iwae": "lower", "psis": "none"}
+    directions = {m: e.direction for m, e in found.items()}
+    assert directions == {
+        "elbo": "lower",
+        "iwae": "lower",
+        "psis": "none",
+        "jackknife": "none",
+        "cumulant": "none",
+    }
     assert {m for m, e in found.items() if e.is_unbiased_density} == {"iwae"}
     assert all(e.num_density_evaluations == 50 and e.seconds > 0 for e in found.values())
 
@@ -125,3 +132,50 @@ def test_zero_density_is_legal_but_not_reliable():
     elbo, iwae = estimate("elbo", log_w), estimate("iwae", log_w)
     assert elbo.is_reliable.tolist() == [True, False]
     assert np.isfinite(iwae.value).all()
+
+
+@pytest.mark.parametrize("method", ["single-shot-laplace", "laplace"])
+@pytest.mark.parametrize("guide_scale", [0.5, 2.0])
+def test_the_second_order_estimates_are_exact_for_a_gaussian_posterior_and_any_guide(method, guide_scale):
+    specimen = zoo.linear_gaussian(guide_scale=guide_scale, shift=0.4)
+    e = log_evidence(make(specimen), method)
+    assert np.abs(e.value - specimen.log_evidence.numpy()).max() < 1e-9
+    assert (e.direction, e.is_unbiased_density) == ("none", False)
+    assert e.num_gradient_evaluations >= 1
+
+
+@pytest.mark.parametrize("guide_scale", [0.5, 1.0, 2.0])
+def test_one_shot_is_the_elbo_plus_half_the_excess_of_trace(guide_scale):
+    """log w(mu) = ELBO + (tr(PC) - D) / 2, so below the ELBO for a narrow guide and above it for a wide one."""
+    specimen = zoo.linear_gaussian(guide_scale=guide_scale, shift=0.4)
+    target = make(specimen)
+    elbo = log_evidence(target, "elbo", num_samples=20_000)
+    excess = 0.5 * 3 * (guide_scale**2 - 1)
+    z = (log_evidence(target, "single-shot").value - elbo.value - excess) / elbo.std_error
+    assert np.abs(z).max() < chance.z_score_limit(5)
+
+
+def test_one_shot_is_no_bound():
+    low, high = (
+        log_evidence(make(zoo.linear_gaussian(guide_scale=s)), "single-shot").value for s in (0.5, 2.0)
+    )
+    exact = zoo.linear_gaussian().log_evidence.numpy()
+    assert (low < exact).all()
+    assert (high > exact).all()
+
+
+@pytest.mark.parametrize("method", POINT_ESTIMATORS)
+@pytest.mark.parametrize("name", ["gamma_poisson", "convolutional", "nested", "autoregressive"])
+def test_one_point_serves_every_kind_of_model(name, method):
+    specimen = zoo.SHAPES[name]()
+    e = log_evidence(make(specimen), method)
+    assert np.isfinite(e.value).all()
+    if specimen.log_evidence is not None and method == "laplace":
+        assert np.abs(e.value - specimen.log_evidence.numpy()).max() < 0.1
+
+
+def test_the_guide_mean_of_a_flow_is_that_of_its_draws():
+    target = make(zoo.other_family("autoregressive"))
+    assert target.guide_mean().shape == (4, 3)
+    exact = make(zoo.linear_gaussian(shift=0.4))
+    assert torch.allclose(exact.guide_mean(), zoo.linear_gaussian().posterior_mean + 0.4)

@@ -7,7 +7,7 @@ import pytest
 
 import pyrovae as pv
 from pyrovae.cli import app
-from pyrovae.diagnostics.evidence import ESTIMATORS
+from pyrovae.diagnostics.evidence import ESTIMATORS, POINT_ESTIMATORS
 from pyrovae.diagnostics.reference import METHODS
 from pyrovae.models.noise import NOISES
 from pyrovae.models.vae import DECODERS, ENCODERS, NETWORKS, PRIORS
@@ -35,7 +35,17 @@ def test_every_name_of_pv_in_readme_exists():
 
 def test_the_table_of_parts_names_what_there_is():
     parts = README.split("## Parts")[1].split("## Commands")[0]
-    for name in [*PRIORS, *DECODERS, *NOISES, *ENCODERS, *NETWORKS, *ESTIMATORS, *METHODS, *OBJECTIVES]:
+    for name in [
+        *PRIORS,
+        *DECODERS,
+        *NOISES,
+        *ENCODERS,
+        *NETWORKS,
+        *ESTIMATORS,
+        *POINT_ESTIMATORS,
+        *METHODS,
+        *OBJECTIVES,
+    ]:
         assert f'"{name}"' in parts, name
 
 

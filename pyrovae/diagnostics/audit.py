@@ -100,7 +100,12 @@ def _from_guide(
     start = time.perf_counter()
     draws, log_w = evidence_module.draw_weights(target, num_samples, seed=seed)
     seconds = time.perf_counter() - start
-    estimates = [evidence_module.estimate(method, log_w, seconds=seconds) for method in methods]
+    estimates = [
+        evidence_module.estimate(method, log_w, seconds=seconds)
+        if method in evidence_module.ESTIMATORS
+        else evidence_module.log_evidence(target, method)
+        for method in methods
+    ]
     z = draws.z.cpu().numpy()[None]
     groups = {
         "evidence": results.evidence_group(estimates, {"num_samples": num_samples}),

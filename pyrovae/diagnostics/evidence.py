@@ -9,12 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyrovae.inference import weights
+from pyrovae.inference import corrections, hmc, laplace, weights
+from pyrovae.inference.expansion import laplace_evidence
 from pyrovae.results import Evidence
 from pyrovae.seeding import block_seed, seeded
 from pyrovae.target import Draws, Target
 
-__all__ = ["ESTIMATORS", "draw_weights", "estimate", "log_evidence"]
+__all__ = ["ESTIMATORS", "POINT_ESTIMATORS", "draw_weights", "estimate", "log_evidence"]
 
 MAX_ROWS = 1 << 14  # rows (draws times data) that the model sees at once
 
@@ -45,14 +46,26 @@ def log_evidence(target: Target, method: str = "iwae", *, num_samples: int = 100
       K, with bias about -Var(w / p(x)) / 2K; its exponential is unbiased for p(x).
     - `"psis"`: the same with Pareto-smoothed weights (Vehtari, Simpson, Gelman, Yao and Gabry 2024). Less noise,
       a bias of unknown direction.
+    - `"jackknife"`: IWAE with the leading term of its bias taken off (Nowozin 2018). Either sign.
+    - `"cumulant"`: ELBO + Var(log w) / 2. Either sign; needs no heavy-tailed average.
 
-    The standard errors of "iwae" and "psis" are by the delta method. They need weights of finite variance, and
-    are marked unreliable where k-hat is above min(1 - 1/log10 K, 0.7).
+    The standard errors of "iwae", "psis" and "jackknife" need weights of finite variance, and are marked unreliable
+    where k-hat is above min(1 - 1/log10 K, 0.7).
+
+    Three methods look at one point and have no Monte Carlo error; how far they are off is not known, either:
+
+    - `"single-shot"`: log w at the guide's mean mu. It is *not* an upper bound, nor a lower one: for a Gaussian
+      posterior of precision P and a Gaussian guide of covariance C it is ELBO + (tr(PC) - D) / 2, so it is above the
+      ELBO for a guide that is too wide, below it for one too narrow, and the ELBO itself, free of noise, at the best
+      mean-field guide. It exceeds log p(x) only if log|C| - log|P^-1| > (mu - m)' P (mu - m).
+    - `"single-shot-laplace"`: log p(x, mu) + D/2 log 2 pi - 1/2 log|L| + 1/2 g' L^-1 g, with gradient g and
+      curvature L at mu: one decode and its Jacobian. Exact for any Gaussian posterior and any mu.
+    - `"laplace"`: the same at the mode, found by damped Gauss-Newton for all data at once (Tierney and Kadane 1986).
 
     Args:
         target: the model, guide and data.
-        method: a key of `ESTIMATORS`.
-        num_samples: draws per datum, at least 2.
+        method: a key of `ESTIMATORS` or `POINT_ESTIMATORS`.
+        num_samples: draws per datum, at least 2; the methods of one point draw none.
         seed: same seed, machine and versions, same numbers.
 
     Raises:
@@ -71,6 +84,8 @@ def log_evidence(target: Target, method: str = "iwae", *, num_samples: int = 100
     ('lower', True)
     """
     check_methods([method])
+    if method in POINT_ESTIMATORS:
+        return _at_a_point(target, method)
     start = time.perf_counter()
     _, log_w = draw_weights(target, num_samples, seed=seed)
     return estimate(method, log_w, seconds=time.perf_counter() - start)
@@ -136,8 +151,8 @@ def _draw_block(target: Target, num_samples: int, seed: int) -> tuple[Draws, Ten
 def check_methods(methods: Sequence[str]) -> None:
     """Refuse the name of an estimator that does not exist."""
     for method in methods:
-        if method not in ESTIMATORS:
-            raise ValueError(f"unknown method {method!r} for log p(x): choose one of {', '.join(ESTIMATORS)}")
+        if method not in (known := [*ESTIMATORS, *POINT_ESTIMATORS]):
+            raise ValueError(f"unknown method {method!r} for log p(x): choose one of {', '.join(known)}")
 
 
 def _check_weights(log_w: Tensor) -> None:
@@ -162,6 +177,58 @@ def _psis(log_w: Tensor) -> Estimate:
     return Estimate(smoothed.log_evidence, smoothed.std_error, smoothed.khat)
 
 
+def _jackknife(log_w: Tensor) -> Estimate:
+    khat = weights.psis(log_w).khat
+    return Estimate(corrections.jackknife(log_w), corrections.jackknife_std_error(log_w), khat)
+
+
+def _cumulant(log_w: Tensor) -> Estimate:
+    return Estimate(corrections.cumulant(log_w), corrections.cumulant_std_error(log_w), None)
+
+
+def _at_a_point(target: Target, method: str) -> Evidence:
+    start = time.perf_counter()
+    values, densities, gradients = zip(
+        *(POINT_ESTIMATORS[method](some) for some in target.split(MAX_ROWS)), strict=True
+    )
+    value = np.concatenate([_numpy(v) for v in values])
+    return Evidence(
+        method=method,
+        value=value,
+        std_error=np.zeros(len(value)),
+        direction="none",
+        is_unbiased_density=False,
+        is_reliable=np.isfinite(value),
+        is_approximate=np.zeros(len(value), bool),
+        reason="one point: no Monte Carlo error, and a bias that is not known",
+        num_density_evaluations=max(densities),
+        num_gradient_evaluations=max(gradients),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _single_shot(target: Target) -> tuple[Tensor, int, int]:
+    mean = target.guide_mean()[None]
+    return (target.log_joint(mean) - target.log_guide(mean))[0], 1, 0
+
+
+def _single_shot_laplace(target: Target) -> tuple[Tensor, int, int]:
+    mean = target.guide_mean()
+    value, gradient = _density(target)(mean)
+    return laplace_evidence(value, gradient, target.curvature(mean[None])[0]), 1, 1
+
+
+def _laplace(target: Target) -> tuple[Tensor, int, int]:
+    fit = laplace.fit_laplace(_density(target), target.curvature, target.guide_mean())
+    value, gradient = _density(target)(fit.gaussian.loc)
+    evidence = laplace_evidence(value, gradient, target.curvature(fit.gaussian.loc[None])[0])
+    return torch.where(fit.is_usable, evidence, torch.nan), fit.num_steps + 2, fit.num_steps + 2
+
+
+def _density(target: Target) -> hmc.LogDensityAndGradient:
+    return hmc.with_gradient(lambda z: target.log_joint(z[None])[0])
+
+
 def _numpy(value: Tensor) -> np.ndarray:
     return value.detach().double().cpu().numpy()
 
@@ -170,5 +237,14 @@ ESTIMATORS = {
     "elbo": Estimator(_elbo, "lower", is_unbiased_density=False),
     "iwae": Estimator(_iwae, "lower", is_unbiased_density=True),
     "psis": Estimator(_psis, "none", is_unbiased_density=False),
+    "jackknife": Estimator(_jackknife, "none", is_unbiased_density=False),
+    "cumulant": Estimator(_cumulant, "none", is_unbiased_density=False),
 }
-"""Every estimator of log p(x) by name."""
+"""Every estimator of log p(x) from log-weights, by name."""
+
+POINT_ESTIMATORS = {
+    "single-shot": _single_shot,
+    "single-shot-laplace": _single_shot_laplace,
+    "laplace": _laplace,
+}
+"""Every estimator of log p(x) from one point per datum, by name."""

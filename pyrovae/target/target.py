@@ -18,6 +18,7 @@ from pyrovae.target.curvature import expected_curvature
 from pyrovae.target.draws import Draws, Simulation, Terms
 from pyrovae.target.handlers import DataPlate, PlaceLatents, ReadLatents, Score, Simulate, rows_of_mean
 from pyrovae.target.layout import Layout, read_layout
+from pyrovae.target.means import guide_mean
 from pyrovae.target.pairs import pair_scorer
 from pyrovae.target.simulation import fill_arguments, match_arguments, name_arguments
 
@@ -147,6 +148,12 @@ class Target:
             )
         with torch.set_grad_enabled(z.requires_grad and torch.is_grad_enabled()):
             return self._log_guide(z)
+
+    def guide_mean(self, num_samples: int = 1000) -> Float[Tensor, "n d"]:
+        """The guide's mean in unconstrained coordinates, detached: exact where its distribution has one and every
+        latent is real, else that of `num_samples` draws."""
+        with torch.no_grad(), seeded(0):
+            return guide_mean(self, num_samples)
 
     def pair_scorer(self) -> Callable[[Tensor], Tensor]:
         """A callable from z `[S, D]` to log q(z | x) of every z under every datum, `[S, N]`, detached."""
