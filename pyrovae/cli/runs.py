@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,12 +125,8 @@ def _write_split(path: Path, split: "Split") -> None:
     """The rows of the data that each part holds."""
     import numpy as np
 
-    temporary = path.with_name(f".{path.stem}.tmp.npz")
-    try:
+    with _whole(path) as temporary:
         np.savez(temporary, **{part: getattr(split, f"{part}_index").numpy() for part in PARTS})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _best(history: Mapping[str, Any]) -> float | None:
@@ -137,9 +134,16 @@ def _best(history: Mapping[str, Any]) -> float | None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with _whole(path) as temporary:
         temporary.write_text(text)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, which takes its place when the block has ended well."""
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    try:
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
