@@ -113,7 +113,8 @@ def _from_guide(
         "guide": results.group("guide", {"z": z}, latent=latent_names(target)),
     }
     tell("draws of the guide", 1, 1)
-    return groups, z, weights.psis(log_w).khat.double().cpu().numpy()
+    known = next((e.khat for e in estimates if e.khat is not None), None)
+    return groups, z, weights.psis(log_w).khat.double().cpu().numpy() if known is None else known
 
 
 def _with_khat(diagnostics: xr.Dataset, khat: np.ndarray, num_samples: int) -> xr.Dataset:
