@@ -98,6 +98,13 @@ def test_what_is_refused_and_leaves_nothing(tmp_path, monkeypatch, arguments, co
     assert not list(tmp_path.iterdir())
 
 
+def test_brackets_in_a_message_are_not_taken_for_markup(tmp_path):
+    folder = tmp_path / "[bold]run"
+    result = runner.invoke(app, ["decompose", str(folder)])
+    assert result.exit_code == 4
+    assert "[bold]run" in result.output
+
+
 def test_a_part_that_does_not_exist_is_refused(trained):
     result = runner.invoke(app, ["decompose", str(trained), "--part", "all"])
     assert result.exit_code == 2

@@ -49,8 +49,6 @@ def demo(
     pv.write(tree, out / "result.nc")
     figures = _write_figures(tree, out)
     print_summary(console, tree, "How good is the inference?")
-    for sentence in pv.verdict_sentences(tree):
-        console.print(f"- {sentence}", highlight=False)
     console.print(f"Written to {out}: model.pyrovae, result.nc, {', '.join(figures)}.")
     if "ok" not in tree["diagnostics"].to_dataset()["verdict"].values:
         raise typer.Exit(FAILED)

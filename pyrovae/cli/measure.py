@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pyrovae.cli.runs import PARTS, RunError, open_run
-from pyrovae.cli.show import BAD_INPUT, choose_device, print_summary
+from pyrovae.cli.show import BAD_INPUT, choose_device, print_error, print_summary
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -49,8 +49,6 @@ def decompose(
     pv.write(tree, run / "decomposition.nc")
     save_figure(plot_decomposition(tree), run / "decomposition.png")
     print_summary(console, tree, f"The ELBO taken apart, {target.num_data} data ({part})")
-    for sentence in pv.verdict_sentences(tree):
-        console.print(f"- {sentence}", highlight=False)
     console.print(f"Written to {run}: decomposition.nc, decomposition.png.")
 
 
@@ -88,7 +86,7 @@ def _errors(console: "Console") -> Iterator[None]:
     try:
         yield
     except (RunError, DataError, CheckpointError) as error:
-        console.print(f"[red]{error}[/red]", highlight=False)
+        print_error(console, error)
         raise typer.Exit(BAD_INPUT) from error
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-__all__ = ["BAD_INPUT", "FAILED", "choose_device", "print_summary", "progress", "training_bar"]
+__all__ = ["BAD_INPUT", "FAILED", "choose_device", "print_error", "print_summary", "progress", "training_bar"]
 
 FAILED, BAD_INPUT = 3, 4
 """Exit codes: training failed or no datum has a verdict; data or a run cannot be read. 2 is for wrong options."""
@@ -60,8 +60,13 @@ def training_bar(bars: "Progress", max_epochs: int) -> Any:
     return tell
 
 
+def print_error(console: "Console", error: Exception) -> None:
+    """A message as it is: what stands in brackets is text, not rich's markup."""
+    console.print(str(error), style="red", markup=False, highlight=False)
+
+
 def print_summary(console: "Console", tree: "xr.DataTree", title: str) -> None:
-    """The headline numbers of a result tree as a table."""
+    """The headline numbers of a result tree as a table, and the sentences that they allow."""
     from rich import box
     from rich.table import Table
 
@@ -77,3 +82,5 @@ def print_summary(console: "Console", tree: "xr.DataTree", title: str) -> None:
         unit = row["unit"].removesuffix(" per datum")
         table.add_row(str(quantity), f"{row['value']:.3g}{error}", unit, row["direction"], *counts)
     console.print(table)
+    for sentence in pv.verdict_sentences(tree):
+        console.print(f"- {sentence}", markup=False, highlight=False)

@@ -10,7 +10,7 @@ import typer
 
 from pyrovae.cli.runs import build, load_data, resolve, write_run
 from pyrovae.cli.settings import Settings, SettingsError, kind_of, read_settings
-from pyrovae.cli.show import BAD_INPUT, FAILED, choose_device, progress, training_bar
+from pyrovae.cli.show import BAD_INPUT, FAILED, choose_device, print_error, progress, training_bar
 
 __all__ = ["train"]
 
@@ -56,12 +56,12 @@ def train(
         split = load_data(settings)
         vae = build(settings, split.train).to(place)
     except pv.data.DataError as error:
-        console.print(f"[red]{error}[/red]", highlight=False)
+        print_error(console, error)
         raise typer.Exit(BAD_INPUT) from error
     except (SettingsError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     for note in split.notes:
-        console.print(f"Note: {note}", highlight=False)
+        console.print(f"Note: {note}", markup=False, highlight=False)
     train_data = split.train.to(place)
     val_data = split.val.to(place) if len(split.val) else None
     try:
@@ -69,7 +69,7 @@ def train(
             tell = training_bar(bars, settings.max_epochs)
             result = pv.fit(vae.model, vae.guide, train_data, val_data=val_data, progress=tell, **options)
     except (FloatingPointError, NotImplementedError, RuntimeError, ValueError) as error:
-        console.print(f"[red]{error}[/red]", highlight=False)
+        print_error(console, error)
         raise typer.Exit(FAILED) from error
     write_run(out, settings, split, vae.cpu(), result)
     _draw(out)
