@@ -9,8 +9,10 @@ if TYPE_CHECKING:
     from pyrovae.diagnostics.comparison import compare as compare
     from pyrovae.diagnostics.decomposition import decompose as decompose
     from pyrovae.diagnostics.evidence import log_evidence as log_evidence
+    from pyrovae.diagnostics.evidence_table import evidence_table as evidence_table
     from pyrovae.diagnostics.reconstruction import reconstruct as reconstruct
     from pyrovae.diagnostics.reference import sample_posterior as sample_posterior
+    from pyrovae.diagnostics.simulated import simulated_gap as simulated_gap
     from pyrovae.models import decoders as decoders
     from pyrovae.models import encoders as encoders
     from pyrovae.models import priors as priors
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from pyrovae.results import Evidence as Evidence
     from pyrovae.results import read as read
     from pyrovae.results import write as write
+    from pyrovae.results.sandwich import evidence_summary as evidence_summary
     from pyrovae.results.summary import summary as summary
     from pyrovae.results.verdicts import verdict_sentences as verdict_sentences
     from pyrovae.target import Target as Target
@@ -41,6 +44,8 @@ _HOMES = {
     "build_vae": "pyrovae.models.vae",
     "compare": "pyrovae.diagnostics.comparison",
     "decompose": "pyrovae.diagnostics.decomposition",
+    "evidence_summary": "pyrovae.results.sandwich",
+    "evidence_table": "pyrovae.diagnostics.evidence_table",
     "fit": "pyrovae.training.fit",
     "load": "pyrovae.training.checkpoint",
     "log_evidence": "pyrovae.diagnostics.evidence",
@@ -48,6 +53,7 @@ _HOMES = {
     "read": "pyrovae.results",
     "reconstruct": "pyrovae.diagnostics.reconstruction",
     "sample_posterior": "pyrovae.diagnostics.reference",
+    "simulated_gap": "pyrovae.diagnostics.simulated",
     "save": "pyrovae.training.checkpoint",
     "summary": "pyrovae.results.summary",
     "verdict_sentences": "pyrovae.results.verdicts",

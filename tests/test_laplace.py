@@ -322,3 +322,19 @@ def test_draws_that_give_no_moments_are_refused():
     draws[2, 1, 0] = math.inf
     with pytest.raises(ValueError, match="not for datum 1"):
         from_draws(draws)
+
+
+@pytest.mark.parametrize(("height", "is_usable"), [(0.5, True), (5.0, False)])
+def test_a_mode_on_a_kink_is_usable_only_if_a_step_promises_little(height, is_usable):
+    """-h |z| - z^2 / 2: at its mode an undamped step promises h^2 / 2 nats that no step can give."""
+
+    def density(z):
+        return -height * z.abs().sum(-1) - 0.5 * z.square().sum(-1), -height * z.sign() - z
+
+    def curvature(z):
+        return torch.eye(1, dtype=torch.float64).expand(*z.shape, 1)
+
+    fit = fit_laplace(density, curvature, torch.full((2, 1), 1e-3, dtype=torch.float64), max_steps=100)
+    assert fit.gaussian.loc.abs().max() < 1e-3 + 1e-9
+    assert fit.is_usable.tolist() == [is_usable] * 2
+    assert fit.num_steps < 100

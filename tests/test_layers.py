@@ -13,21 +13,25 @@ ROOT = Path(pyrovae.__file__).parent
 LADDER: dict[str, set[str]] = {
     "seeding": set(),
     "results": set(),
+    "compiled": set(),
     "data": {"seeding"},
     "inference": set(),
     "models": {"seeding"},
     "training": {"seeding", "models"},
     "target": {"seeding"},
-    "diagnostics": {"seeding", "results", "inference", "target"},
+    "diagnostics": {"seeding", "results", "inference", "target", "compiled"},
     "reporting": {"results"},
 }
 SIBLINGS = {
     "audit": {"evidence", "comparison", "reference"},
     "comparison": {"evidence", "reference"},
-    "evidence": set(),
+    "evidence": {"gaussians"},
+    "evidence_table": {"evidence", "reference"},
+    "gaussians": set(),
+    "simulated": set(),
     "decomposition": {"evidence", "reference"},
     "reconstruction": set(),
-    "reference": set(),
+    "reference": {"gaussians"},
 }
 
 
@@ -58,8 +62,9 @@ def forbidden(path: Path, names: set[str]) -> set[str]:
     ours = {name.split(".")[1] for name in names if name.startswith("pyrovae.")}
     wrong = ours - LADDER[home] - {home}
     if home == "diagnostics":
+        own = path.relative_to(ROOT).with_suffix("").parts[1]
         inside = {name.split(".")[2] for name in names if name.startswith("pyrovae.diagnostics.")}
-        wrong |= inside - SIBLINGS.get(path.stem, set())
+        wrong |= inside - SIBLINGS.get(own, set()) - {own}
     if home == "inference" and any(name.split(".")[0] == "pyro" for name in names):
         wrong.add("pyro")
     return wrong

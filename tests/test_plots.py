@@ -6,7 +6,7 @@ import xarray as xr
 from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
-from trees import estimate
+from trees import benchmark_tree, estimate
 
 from pyrovae.reporting import figures, plots
 from pyrovae.results import build_tree, evidence_group, group
@@ -123,6 +123,14 @@ def test_many_data_are_thinned_and_the_title_says_so() -> None:
     assert "1000 data, 11 of them shown" in title(figure)
 
 
+def test_of_many_methods_those_with_a_direction_are_shown_at_their_largest_budget() -> None:
+    figure = plots.plot_evidence(benchmark_tree())
+    assert list(points(figure, 0)) == ["ELBO", "IWAE", "EUBO", "AIS", "reverse AIS"]
+    assert title(figure).startswith("IWAE lies ")
+    chosen = plots.plot_evidence(benchmark_tree(), methods=["iwae-10", "psis-100"])
+    assert list(points(chosen, 0)) == ["IWAE-10", "PSIS-100"]
+
+
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(ValueError, match=r"has the methods \['elbo', 'iwae'\], got \['ais'\]"):
         plots.plot_evidence(evidence_tree(), methods=["elbo", "ais"])
@@ -133,6 +141,7 @@ def test_an_unknown_method_is_refused() -> None:
     [
         (plots.plot_training, xr.DataTree(), "history", "pyrovae.fit"),
         (plots.plot_evidence, xr.DataTree(), "evidence", "pyrovae.evidence_table"),
+        (plots.plot_evidence_cost, xr.DataTree(), "sandwich", "pyrovae.evidence_table with 'bidirectional'"),
         (plots.plot_draws, xr.DataTree(), "posterior", "pyrovae.sample_posterior"),
         (plots.plot_reconstructions, xr.DataTree(), "observed_data", "pyrovae.audit"),
     ],

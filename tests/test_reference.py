@@ -136,9 +136,7 @@ def test_the_same_seed_gives_the_same_bits():
 
 
 def test_data_in_blocks_have_the_same_distribution(monkeypatch):
-    from pyrovae.diagnostics import reference
-
-    monkeypatch.setattr(reference, "MAX_ROWS", 16)
+    monkeypatch.setattr("pyrovae.diagnostics.reference.hmc.MAX_ROWS", 16)
     specimen = zoo.linear_gaussian()
     seen = []
     tree = sample_posterior(make(specimen), **FAST, progress=lambda done, total: seen.append((done, total)))
@@ -176,3 +174,34 @@ def test_the_tree_says_how_it_was_made():
 def test_what_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         sample_posterior(make(zoo.linear_gaussian()), **options)
+
+
+def test_exact_draws_have_the_moments_of_the_posterior():
+    specimen = zoo.linear_gaussian(guide_scale=0.5, shift=0.3)
+    target = Target(specimen.model, specimen.guide, *specimen.data)
+    tree = sample_posterior(target, "exact", num_chains=4, num_samples=5000)
+    z = torch.as_tensor(tree["posterior"]["z"].values).flatten(0, 1)
+    assert chance.means_agree(z, specimen.posterior_mean)
+    centred = z - specimen.posterior_mean
+    assert chance.means_agree(centred[..., :, None] * centred[..., None, :], specimen.posterior_cov)
+    # Planted: draws of the guide, half as wide and shifted.
+    assert not chance.means_agree(target.sample_guide(20_000).z, specimen.posterior_mean)
+    assert (tree["diagnostics"]["verdict"] == "ok").all()
+    assert tree["posterior"].attrs["num_gradient_evaluations"] == 0
+    expected = target.log_joint(z).unflatten(0, (4, 5000))
+    assert np.allclose(tree["sample_stats"]["lp"].values, expected)
+
+
+def test_exact_draws_need_a_gaussian_posterior():
+    specimen = zoo.gamma_poisson()
+    with pytest.raises(ValueError, match="quadratic in z"):
+        sample_posterior(Target(specimen.model, specimen.guide, *specimen.data), "exact")
+
+
+def test_options_of_another_method_are_refused():
+    specimen = zoo.linear_gaussian()
+    target = Target(specimen.model, specimen.guide, *specimen.data)
+    with pytest.raises(
+        ValueError, match="'exact' has no option 'whiten': its options are num_chains, num_samples"
+    ):
+        sample_posterior(target, "exact", whiten="guide")

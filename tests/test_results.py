@@ -42,6 +42,16 @@ def test_evidence_becomes_one_row_a_method() -> None:
     assert made["is_unbiased_density"].dtype == bool
 
 
+def test_methods_at_several_budgets_have_their_own_labels() -> None:
+    table = [evidence(budget=10), evidence("elbo", budget=10), evidence(budget=100)]
+    made = evidence_group(table)
+    assert made["method"].values.tolist() == ["iwae-10", "elbo", "iwae-100"]
+    assert made["estimator"].values.tolist() == ["iwae", "elbo", "iwae"]
+    assert made["budget"].values.tolist() == [10, 10, 100]
+    with pytest.raises(ValueError, match=r"its own budget.*\['iwae-10', 'iwae-10'\]"):
+        evidence_group([evidence(budget=10), evidence(budget=10)])
+
+
 def test_attributes_are_flattened() -> None:
     assert full_tree().attrs == {
         "seed": 0,
@@ -101,6 +111,9 @@ def test_groups_stand_in_the_order_of_the_schema() -> None:
             {"latent": ["a"]},
             "guide.z",
         ),
+        ("sandwich", {"verdict": np.array(["ok"])}, {}, r"'did not close', 'no verdict'\), got \['ok'\]"),
+        ("sandwich", {"source": np.array(["a guess"])}, {}, r"sandwich.source must be one of \('exact', "),
+        ("sandwich", {"truth": np.zeros((2, 3))}, {}, r"sandwich.truth must have dims \(datum\)"),
         (
             "diagnostics",
             {"verdict": np.array(["pass"])},
@@ -167,6 +180,7 @@ def test_a_tree_with_strangers_is_refused() -> None:
     ("changes", "message"),
     [
         ({"direction": "up"}, "direction of iwae must be one of"),
+        ({"budget": -1}, "budget of iwae must be 0 or more, got -1"),
         ({"value": np.array([1.0, np.nan, 2.0])}, "gives nan with std_error 0.1 for datum 1"),
         ({"std_error": np.array([0.1, 0.1, -1.0])}, "with std_error -1.0 for datum 2"),
         ({"std_error": np.array([np.inf, 0.1, 0.1])}, "or is_reliable False there"),
@@ -221,7 +235,9 @@ def test_evidence_of_different_data_is_refused() -> None:
 # the house
 
 
-@pytest.mark.parametrize("module", ["results", "results.summary", "results.verdicts", "reporting.plots"])
+@pytest.mark.parametrize(
+    "module", ["results", "results.sandwich", "results.summary", "results.verdicts", "reporting.plots"]
+)
 def test_importing_results_does_not_import_torch(module: str) -> None:
     code = f"import sys, pyrovae.{module}; sys.exit('torch' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

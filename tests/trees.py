@@ -5,6 +5,7 @@ import xarray as xr
 
 from pyrovae import results
 from pyrovae.results import Evidence, build_tree, evidence_group, group
+from pyrovae.results.sandwich import sandwich_group, with_bias
 
 C, T, N, D = 2, 5, 3, 2
 DATUM = [4, 7, 9]
@@ -30,6 +31,12 @@ def evidence(method: str = "iwae", **changes: object) -> Evidence:
 def all_groups() -> dict[str, xr.Dataset]:
     """Every kind of variable: floats of two widths, integers, booleans, strings, NaN and infinity."""
     rng = np.random.default_rng(0)
+    table = [evidence(), evidence("psis", khat=np.array([0.1, np.nan, np.inf]))]
+    ends = [
+        evidence("ais", budget=100),
+        evidence("ais-reverse", value=np.array([-2.9, -3.0, -9.0]), direction="upper"),
+    ]
+    sandwich = sandwich_group([*table, *ends], 0.5, datum=DATUM)
     z = rng.normal(size=(C, T, N, D)).astype(np.float32)
     verdict = np.array(["ok", "no verdict", "ok"])
     return {
@@ -43,9 +50,8 @@ def all_groups() -> dict[str, xr.Dataset]:
         ),
         "guide": group("guide", {"z": z[:1]}, datum=DATUM, latent=LATENT),
         "log_weights": group("log_weights", {"guide": rng.normal(size=(11, N))}, datum=DATUM),
-        "evidence": evidence_group(
-            [evidence(), evidence("psis", khat=np.array([0.1, np.nan, np.inf]))], datum=DATUM
-        ),
+        "evidence": with_bias(evidence_group([*table, *ends], datum=DATUM), sandwich),
+        "sandwich": sandwich,
         "diagnostics": group(
             "diagnostics",
             {"khat": np.array([0.1, np.nan, np.inf]), "verdict": verdict, "num_divergent": np.arange(N)},
@@ -102,6 +108,66 @@ def comparison_tree(verdict: list[str], ratio: list[list[float]], error: float =
             "diagnostics": group("diagnostics", diagnostics | {"ess_bulk": np.arange(400.0, 400 + num_data)}),
         }
     )
+
+
+def ends(gap: list[float], error: float = 0.01, **changes: object) -> list[Evidence]:
+    """Annealing forward at -3 for every datum, and backward above it by `gap`; `changes` are the upper end's."""
+    num_data, each = len(gap), {"std_error": np.full(len(gap), error)}
+    upper = {"direction": "upper", "is_reliable": np.isfinite(gap)} | each | changes
+    return [
+        estimate("ais", [-3.0] * num_data, **each),
+        estimate("ais-reverse", list(np.array(gap) - 3.0), **upper),
+    ]
+
+
+def sandwich_tree(*table: Evidence, tolerance: float = 0.1, datum: list[int] | None = None) -> xr.DataTree:
+    """Evidence held against its own sandwich or exact value."""
+    found = sandwich_group(table, tolerance, datum=datum)
+    evidence_made = evidence_group(table, datum=datum)
+    if found is None:
+        return build_tree({"evidence": evidence_made})
+    return build_tree({"evidence": with_bias(evidence_made, found), "sandwich": found})
+
+
+# {estimator: (direction, {budget: (mean bias, noise)}, gradients per unit of budget)}, in nats
+BENCHMARK: dict[str, tuple[str, dict[int, tuple[float, float]], int]] = {
+    "elbo": ("lower", {10: (-3.0, 0.8), 100: (-3.0, 0.25), 1000: (-3.0, 0.08)}, 0),
+    "iwae": ("lower", {10: (-1.3, 0.6), 100: (-0.5, 0.4), 1000: (-0.16, 0.2), 10_000: (-0.04, 0.08)}, 0),
+    "jackknife": ("none", {10: (-0.7, 0.9), 100: (-0.15, 0.5), 1000: (-0.01, 0.25)}, 0),
+    "psis": ("none", {10: (-1.2, 0.6), 100: (-0.35, 0.4), 1000: (0.05, 0.15)}, 0),
+    "cumulant": ("none", {10: (1.4, 3.0), 100: (2.1, 1.5), 1000: (2.2, 0.5)}, 0),
+    "cubo": ("none", {10: (-0.6, 0.6), 100: (0.9, 0.5), 1000: (1.7, 0.4)}, 0),
+    "single-shot": ("none", {0: (0.6, 0.0)}, 0),
+    "single-shot-laplace": ("none", {0: (-0.3, 0.0)}, 9),
+    "laplace": ("none", {0: (-0.12, 0.0)}, 90),
+    "eubo": ("upper", {1000: (4.0, 0.1)}, 3),
+    "ais": ("lower", {10: (-0.6, 0.3), 30: (-0.2, 0.15), 100: (-0.05, 0.05), 300: (-0.02, 0.02)}, 80),
+    "ais-reverse": ("upper", {10: (0.5, 0.3), 30: (0.2, 0.15), 100: (0.06, 0.05), 300: (0.02, 0.02)}, 80),
+}
+
+
+def benchmark_tree(num_data: int = 64, seed: int = 0) -> xr.DataTree:
+    """Twelve estimators of log p(x) as they come out for a guide about three nats off, most at several budgets."""
+    rng = np.random.default_rng(seed)
+    truth, hardness = -38 + 3 * rng.normal(size=num_data), rng.gamma(8, 1 / 8, num_data)
+    table = []
+    for method, (direction, budgets, gradients) in BENCHMARK.items():
+        for budget, (bias, noise) in budgets.items():
+            value = truth + bias * hardness + noise * rng.normal(size=num_data)
+            costs = {
+                "num_density_evaluations": 0 if gradients else max(budget, 1),
+                "num_gradient_evaluations": gradients * max(budget, 1),
+                "seconds": 0.01 + 2e-5 * num_data * (1 + 3 * gradients) * max(budget, 1),
+            }
+            changes = {
+                "std_error": np.full(num_data, noise),
+                "direction": direction,
+                "budget": budget,
+            } | costs
+            if direction == "upper":
+                changes |= {"is_approximate": np.ones(num_data, bool), "reason": "the draws come from HMC"}
+            table.append(estimate(method, list(value), **changes))
+    return sandwich_tree(*table)
 
 
 THREE = [[0.8, 0.9], [0.7, 0.8], [5.0, 5.0]]

@@ -95,6 +95,36 @@ def dirichlet_multinomial() -> Specimen:
     return Specimen(model, guide, (x,), exact, total / total.sum(1, keepdim=True))
 
 
+def tanh_decoder(num_data: int = 4, scale: float = 0.3) -> Specimen:
+    """z ~ N(0, I) in two dimensions, x | z ~ N(tanh(z A) B, scale^2 I); log p(x) from a fine grid."""
+    generator = torch.Generator().manual_seed(3)
+    first, second = (torch.randn(*shape, generator=generator, dtype=F64) for shape in ((2, 8), (8, 5)))
+    z = torch.randn(num_data, 2, generator=generator, dtype=F64)
+    x = torch.tanh(z @ first) @ second + scale * torch.randn(num_data, 5, generator=generator, dtype=F64)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(torch.tanh(z @ first) @ second, scale).to_event(1), obs=x)
+
+    weight = torch.linalg.pinv(first @ second) * 0.8
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x @ weight, 0.4).to_event(1))
+
+    axis = torch.linspace(-7, 7, 1401, dtype=F64)
+    grid = torch.cartesian_prod(axis, axis)
+    prior = dist.Normal(torch.zeros(2, dtype=F64), 1.0).to_event(1).log_prob(grid)
+    mean = torch.tanh(grid @ first) @ second
+    exact = [
+        (prior + dist.Normal(mean, scale).to_event(1).log_prob(row)).logsumexp(0)
+        + 2 * torch.log(axis[1] - axis[0])
+        for row in x
+    ]
+    return Specimen(model, guide, (x,), torch.stack(exact))
+
+
 def dependent_support() -> Specimen:
     """top ~ U(0, 4), z | top ~ U(0, top), x | z ~ N(z, 1): the support of z depends on another latent."""
     x = torch.tensor([0.3, 1.0, 2.5], dtype=F64)
@@ -110,10 +140,11 @@ def dependent_support() -> Specimen:
             top = pyro.sample("top", dist.Uniform(x.new_tensor(0.0), x.new_tensor(4.0)))
             pyro.sample("z", dist.Uniform(torch.zeros_like(top), top))
 
-    grid = torch.linspace(0, 4, 40001, dtype=F64)[1:]
-    # integral over top of 1/4 [Phi(x) - Phi(x - top)] / top
+    grid = torch.linspace(0, 4, 40001, dtype=F64)
+    # integral over top of 1/4 [Phi(x) - Phi(x - top)] / top, which is the density at x where top is 0
     normal = dist.Normal(torch.tensor(0.0, dtype=F64), 1.0)
-    integrand = (normal.cdf(x[:, None]) - normal.cdf(x[:, None] - grid)) / grid / 4
+    integrand = (normal.cdf(x[:, None]) - normal.cdf(x[:, None] - grid[1:])) / grid[1:]
+    integrand = torch.cat([normal.log_prob(x)[:, None].exp(), integrand], 1) / 4
     return Specimen(model, guide, (x,), torch.trapezoid(integrand, grid, dim=1).log())
 
 
@@ -279,6 +310,7 @@ EXACT = {
 
 APPROXIMATE = {
     "wide guide": lambda: linear_gaussian(guide_scale=1.5),
+    "tanh decoder": tanh_decoder,
     "dependent support": dependent_support,
     "nested": nested,
     "nested and masked": lambda: nested(mask=True),

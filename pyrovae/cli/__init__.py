@@ -3,7 +3,7 @@
 import typer
 
 from pyrovae.cli.demo import demo
-from pyrovae.cli.measure import decompose, reconstruct
+from pyrovae.cli.measure import decompose, evidence, reconstruct
 from pyrovae.cli.train import train
 
 __all__ = ["app"]
@@ -14,5 +14,5 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-for command in (demo, train, decompose, reconstruct):
+for command in (demo, train, evidence, decompose, reconstruct):
     app.command()(command)

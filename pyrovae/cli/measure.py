@@ -1,4 +1,4 @@
-"""`pyrovae decompose RUN` and `pyrovae reconstruct RUN`: measurements of a trained run."""
+"""`pyrovae evidence RUN`, `pyrovae decompose RUN` and `pyrovae reconstruct RUN`: measurements of a trained run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pyrovae.cli.runs import PARTS, RunError, open_run
-from pyrovae.cli.show import BAD_INPUT, choose_device, print_error, print_summary
+from pyrovae.cli.show import (
+    BAD_INPUT,
+    FAILED,
+    choose_device,
+    print_error,
+    print_evidence,
+    print_summary,
+    progress,
+    stage_bar,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -17,7 +26,7 @@ if TYPE_CHECKING:
     from pyrovae.data import Pipeline
     from pyrovae.target import Target
 
-__all__ = ["decompose", "reconstruct"]
+__all__ = ["decompose", "evidence", "reconstruct"]
 
 Run = Annotated[Path, typer.Argument(help="Folder that `pyrovae train` wrote.")]
 Part = Annotated[str, typer.Option(help="Which part of the data: train, val or test.")]
@@ -25,6 +34,82 @@ NumData = Annotated[int | None, typer.Option(min=2, help="Data to measure; all o
 NumSamples = Annotated[int, typer.Option(min=2, help="Draws of the guide for each datum.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the draws.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
+
+
+Methods = Annotated[
+    str, typer.Option(help="Estimators, with commas between; bidirectional is ais and ais-reverse.")
+]
+Draws = Annotated[str, typer.Option(help="Draws of the guide for each datum; several with commas between.")]
+Temperatures = Annotated[str, typer.Option(help="Temperatures of annealing; several with commas between.")]
+Start = Annotated[str, typer.Option(help="Where annealing starts: laplace, guide or prior.")]
+Tolerance = Annotated[
+    float, typer.Option(min=0.0, help="Gap in nats at which annealing both ways has closed.")
+]
+
+METHODS = "elbo,iwae,psis,cumulant,cubo,single-shot,single-shot-laplace,laplace,bidirectional"
+
+
+def evidence(
+    run: Run,
+    methods: Methods = METHODS,
+    num_data: NumData = 64,
+    num_samples: Draws = "10,100,1000",
+    num_temperatures: Temperatures = "10,100",
+    start: Start = "laplace",
+    tolerance: Tolerance = 0.1,
+    part: Part = "test",
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Estimate log p(x) of some data of a run by many methods: value, direction, bias and cost in one table."""
+    from rich.console import Console
+
+    import pyrovae as pv
+    from pyrovae.reporting.plots import plot_evidence, plot_evidence_cost, save_figure
+
+    console = Console()
+    names = [name.strip() for name in methods.split(",")]
+    annealed = "bidirectional" in names
+    draws, temperatures = _numbers(num_samples), _numbers(num_temperatures)
+    with _errors(console):
+        target, _ = _target(run, part, num_data, device)
+    with progress(console) as bars, _bad_options():
+        tree = pv.evidence_table(
+            target,
+            names,
+            num_samples=draws,
+            num_temperatures=temperatures,
+            tolerance=tolerance,
+            options={"bidirectional": {"start": start}} if annealed else None,
+            seed=seed,
+            progress=stage_bar(bars, "evidence"),
+        )
+    pv.write(tree, run / "evidence.nc")
+    is_measured = "sandwich" in tree.children
+    has_truth = is_measured and bool(tree["sandwich"]["truth"].notnull().any())
+    save_figure(plot_evidence_cost(tree) if has_truth else plot_evidence(tree), run / "evidence.png")
+    print_evidence(console, tree, f"log p(x) of {target.num_data} data ({part})")
+    console.print(f"Written to {run}: evidence.nc, evidence.png.", highlight=False)
+    if is_measured and not has_truth:
+        raise typer.Exit(FAILED)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{text!r} must be whole numbers with commas between, such as 10,100"
+        ) from error
+
+
+@contextmanager
+def _bad_options() -> Iterator[None]:
+    """What the library refuses here is an option of the command."""
+    try:
+        yield
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def decompose(

@@ -1,5 +1,6 @@
 """What commands share on the terminal: devices, progress bars, the verdict table."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,27 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-__all__ = ["BAD_INPUT", "FAILED", "choose_device", "print_error", "print_summary", "progress", "training_bar"]
+__all__ = [
+    "BAD_INPUT",
+    "FAILED",
+    "choose_device",
+    "print_error",
+    "print_evidence",
+    "print_summary",
+    "progress",
+    "stage_bar",
+    "training_bar",
+]
 
+COLUMNS: dict[str, Any] = {
+    "estimator": "left",
+    "nats": "right",
+    "direction": "left",
+    "bias": "right",
+    "evals": "right",
+    "s": "right",
+    "doubt": "right",
+}
 FAILED, BAD_INPUT = 3, 4
 """Exit codes: training failed or no datum has a verdict; data or a run cannot be read. 2 is for wrong options."""
 
@@ -60,6 +80,12 @@ def training_bar(bars: "Progress", max_epochs: int) -> Any:
     return tell
 
 
+def stage_bar(bars: "Progress", name: str) -> Any:
+    """A progress callback (stage, done, total), shown as a bar."""
+    task = bars.add_task(name, note="")
+    return lambda stage, done, total: bars.update(task, completed=done, total=total, note=stage)
+
+
 def print_error(console: "Console", error: Exception) -> None:
     """A message as it is: what stands in brackets is text, not rich's markup."""
     console.print(str(error), style="red", markup=False, highlight=False)
@@ -84,3 +110,54 @@ def print_summary(console: "Console", tree: "xr.DataTree", title: str) -> None:
     console.print(table)
     for sentence in pv.verdict_sentences(tree):
         console.print(f"- {sentence}", markup=False, highlight=False)
+
+
+def print_evidence(console: "Console", tree: "xr.DataTree", title: str) -> None:
+    """Every estimator of log p(x) as a row of a table, and the sentences that a result tree allows."""
+    from rich import box
+    from rich.table import Table
+
+    import pyrovae as pv
+
+    found = pv.evidence_summary(tree)
+    table = Table(title=title, box=box.SIMPLE, pad_edge=False, padding=(0, 0, 0, 1))
+    for name, justify in COLUMNS.items():
+        table.add_column(name, no_wrap=True, justify=justify)
+    for label, row in found.iterrows():
+        table.add_row(
+            str(label),
+            _with_error(row["value"], row["std_error"]),
+            row["direction"] + ("*" if row["num_approximate"] else ""),
+            _with_error(row["bias"], row["bias_std_error"]),
+            _evaluations(row["num_density_evaluations"], row["num_gradient_evaluations"]),
+            f"{row['seconds']:.1g}",
+            str(row["num_refused"]),
+        )
+    console.print(table)
+    notes = [
+        "evals: of log p(x, z) per datum; ∇: of its gradient. doubt: data whose error bar is not to be trusted."
+    ]
+    if found["num_approximate"].any():
+        notes.append("*: as far as the reference draws are of the posterior.")
+    console.print(*notes, highlight=False)
+    for sentence in pv.verdict_sentences(tree):
+        console.print(f"- {sentence}", markup=False, highlight=False)
+
+
+def _with_error(value: float, error: float) -> str:
+    """A value and its error bar, to the second digit of the error."""
+    if value != value:
+        return ""
+    if not 0 < error < math.inf:
+        return f"{value:.4g}"
+    digits = min(max(1 - math.floor(math.log10(error)), 0), 4)
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def _evaluations(densities: int, gradients: int) -> str:
+    parts = [*([_count(densities)] if densities else []), *([f"{_count(gradients)} ∇"] if gradients else [])]
+    return " + ".join(parts)
+
+
+def _count(count: int) -> str:
+    return str(count) if count < 10_000 else f"{count / 1000:.3g}k"

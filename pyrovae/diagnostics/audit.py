@@ -16,6 +16,7 @@ from pyrovae.diagnostics import evidence as evidence_module
 from pyrovae.diagnostics.comparison import compare_draws
 from pyrovae.diagnostics.reference import latent_names, sample_posterior
 from pyrovae.inference import weights
+from pyrovae.results import Evidence
 from pyrovae.seeding import block_seed, seeded
 from pyrovae.target import Target
 
@@ -73,7 +74,9 @@ def audit(
     start = time.perf_counter()
     target = Target(model, guide, *data, plate=plate, params=params)
     tell = progress or (lambda stage, done, total: None)
-    drawn_groups, guide_z, khat = _from_guide(target, methods, num_samples, seed, tell)
+    first = [method for method in methods if not evidence_module.needs_reference(method)]
+    estimates, drawn_groups, khat = _from_guide(target, first, num_samples, seed, tell)
+    guide_z = drawn_groups["guide"]["z"].values
     sampled = sample_posterior(
         target,
         **{"seed": block_seed(seed, 1), **(reference or {})},
@@ -84,6 +87,13 @@ def audit(
     groups = {name: node.to_dataset() for name, node in sampled.children.items()}
     groups["diagnostics"] = _with_khat(groups["diagnostics"], khat, num_samples)
     groups |= drawn_groups
+    estimates |= {
+        method: evidence_module.log_evidence(target, method, reference=sampled, seed=seed)
+        for method in methods
+        if method not in first
+    }
+    in_order = [estimates[method] for method in methods]
+    groups["evidence"] = results.evidence_group(in_order, {"num_samples": num_samples})
     groups["comparison"] = results.group("comparison", compared, latent=latent_names(target))
     groups |= _shown(target, guide_z, seed)
     if history:
@@ -94,27 +104,25 @@ def audit(
 
 def _from_guide(
     target: Target, methods: Sequence[str], num_samples: int, seed: int, tell: Progress
-) -> tuple[dict[str, xr.Dataset], np.ndarray, np.ndarray]:
-    """Everything that draws of the guide give: evidence, weights and the draws; and k-hat."""
+) -> tuple[dict[str, Evidence], dict[str, xr.Dataset], np.ndarray]:
+    """What needs no reference: estimates, the guide's draws and weights, and k-hat."""
     tell("draws of the guide", 0, 1)
     start = time.perf_counter()
     draws, log_w = evidence_module.draw_weights(target, num_samples, seed=seed)
     seconds = time.perf_counter() - start
-    estimates = [
-        evidence_module.estimate(method, log_w, seconds=seconds)
+    estimates = {
+        method: evidence_module.estimate(method, log_w, seconds=seconds)
         if method in evidence_module.ESTIMATORS
-        else evidence_module.log_evidence(target, method)
+        else evidence_module.log_evidence(target, method, seed=seed)
         for method in methods
-    ]
-    z = draws.z.cpu().numpy()[None]
+    }
     groups = {
-        "evidence": results.evidence_group(estimates, {"num_samples": num_samples}),
         "log_weights": results.group("log_weights", {"guide": log_w.cpu().numpy()}),
-        "guide": results.group("guide", {"z": z}, latent=latent_names(target)),
+        "guide": results.group("guide", {"z": draws.z.cpu().numpy()[None]}, latent=latent_names(target)),
     }
     tell("draws of the guide", 1, 1)
-    known = next((e.khat for e in estimates if e.khat is not None), None)
-    return groups, z, weights.psis(log_w).khat.double().cpu().numpy() if known is None else known
+    known = estimates["iwae"].khat if "iwae" in estimates else None
+    return estimates, groups, weights.psis(log_w).khat.double().cpu().numpy() if known is None else known
 
 
 def _with_khat(diagnostics: xr.Dataset, khat: np.ndarray, num_samples: int) -> xr.Dataset:

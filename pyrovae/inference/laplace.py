@@ -27,9 +27,10 @@ __all__ = [
 Curvature = Callable[[Float[Tensor, "k n d"]], Float[Tensor, "k n d d"]]
 
 SMALLEST_SPREAD = 1e-6  # of draws that do not vary, in units of max(1, |mean|)
-FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-2, 1e-5, 1e12  # in units of the mean curvature
+FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-2, 1e-5, 1e8  # in units of the mean curvature
 DAMPING_FACTOR = 10.0
 ROUNDING = 8.0  # a gain of this many units of rounding in the log density is none
+NEAR = 0.5  # nats; a Newton step that promises no more is no longer than one standard deviation
 
 
 class Gaussian(NamedTuple):
@@ -46,7 +47,7 @@ class LaplaceFit(NamedTuple):
     """Last position and inverse curvature; a unit scale where the curvature is not positive definite."""
     log_density: Float[Tensor, " n"]
     is_usable: Bool[Tensor, " n"]
-    """Converged, at a finite log density with a positive definite curvature."""
+    """Converged, or stalled within a standard deviation; at a finite log density, with positive definite curvature."""
     num_steps: int
     """Steps tried; each cost a gradient and a curvature, and the start cost one of both."""
 
@@ -179,7 +180,9 @@ def fit_laplace(
     A step is z + (Lambda + m s I)^-1 gradient, with Lambda the curvature, s its mean absolute diagonal and m the
     damping of the row: 0 at first, so that a Gaussian takes one step; ten times larger after a step that the row
     refused, because its log density would not rise; ten times smaller after one it took. Rows never see each other.
-    A row has converged when an undamped step promises no more than `tolerance` nats, or than rounding can show.
+    A row has converged when an undamped step promises no more than `tolerance` nats, or than rounding can show. It has
+    stalled when no step however short raises its log density: at a kink, where networks of rectified linear units
+    often have their modes. It is usable then if an undamped step promises at most half a nat.
 
     The mode that is found is a local one, near the start. Where `curvature` is not the Hessian but Gauss-Newton's,
     always positive definite, a row may stop at a saddle without notice.
@@ -210,15 +213,17 @@ def fit_laplace(
     position = start.detach()
     value, gradient = log_density_and_gradient(position)
     iterate = _Iterate(position, value, gradient, _symmetric(curvature, position), torch.zeros_like(value))
-    is_done = _has_converged(iterate, tolerance)
+    is_done = _promises_at_most(iterate, tolerance)
     num_steps = 0
     # One look at the device a step: a step costs a curvature, hundreds of times more than the look.
     while num_steps < max_steps and not bool(is_done.all()):
         iterate = _improve(iterate, is_done, log_density_and_gradient, curvature)
-        is_done = is_done | _has_converged(iterate, tolerance)
+        has_stalled = iterate.damping >= MOST_DAMPING
+        is_done = is_done | _promises_at_most(iterate, tolerance) | has_stalled
         num_steps += 1
     gaussian = Gaussian(iterate.position, _scale_tril(iterate.curvature))
-    return LaplaceFit(gaussian, iterate.log_density, is_done, num_steps)
+    is_usable = is_done & _promises_at_most(iterate, max(NEAR, tolerance))
+    return LaplaceFit(gaussian, iterate.log_density, is_usable, num_steps)
 
 
 def _improve(
@@ -245,7 +250,8 @@ def _improve(
     )
 
 
-def _has_converged(iterate: _Iterate, tolerance: float) -> Bool[Tensor, " n"]:
+def _promises_at_most(iterate: _Iterate, tolerance: float) -> Bool[Tensor, " n"]:
+    """Where an undamped step promises to raise the log density by no more than that, or than rounding can show."""
     promised = 0.5 * (_newton_step(iterate.curvature, iterate.gradient) * iterate.gradient).sum(-1)
     rounding = ROUNDING * torch.finfo(promised.dtype).eps * iterate.log_density.abs()
     return iterate.log_density.isfinite() & (promised <= rounding.clamp(min=tolerance))

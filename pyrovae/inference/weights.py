@@ -164,16 +164,16 @@ def psis(log_w: Float[Tensor, " k *n"]) -> PSIS:
     if not log_w.numel():
         raise ValueError(f"log_w must hold at least one log-weight, but has shape {tuple(log_w.shape)}")
     raw = log_w.detach().double().cpu().numpy().reshape(len(log_w), -1)
-    _check(raw, is_single=log_w.ndim == 1)
+    refuse_bad((np.isnan(raw) | np.isposinf(raw)).sum(0), len(raw), is_single=log_w.ndim == 1)
     rounding = ROUNDING * torch.finfo(log_w.dtype).eps
-    columns = [_smooth(column, rounding) for column in raw.T]
+    columns = [smooth_column(column, rounding) for column in raw.T]
     smoothed = torch.from_numpy(np.array([column for column, _ in columns]).T.reshape(log_w.shape))
     khat = torch.tensor([khat for _, khat in columns], dtype=torch.float64).reshape(log_w.shape[1:])
     results = (iwae(smoothed), iwae_std_error(smoothed), khat, smoothed)
     return PSIS(*(result.to(log_w) for result in results))
 
 
-def _smooth(log_w: "np.ndarray", rounding: float) -> "tuple[np.ndarray, float]":
+def smooth_column(log_w: "np.ndarray", rounding: float) -> "tuple[np.ndarray, float]":
     """Smooth one column; give it with its k-hat."""
     import numpy as np
 
@@ -192,12 +192,15 @@ def _smooth(log_w: "np.ndarray", rounding: float) -> "tuple[np.ndarray, float]":
 
 
 def _tail(log_w: "np.ndarray") -> "np.ndarray":
-    """The largest min(K / 5, 3 sqrt(K)) of K log-weights (Vehtari et al. 2024), or all where those are too few."""
+    """What the Pareto distribution is fitted to, or all log-weights where they are too few."""
     import numpy as np
 
-    num_draws = len(log_w)
-    size = math.floor(min(num_draws / 5, 3 * math.sqrt(num_draws))) if num_draws >= MIN_DRAWS else num_draws
-    return np.sort(log_w)[-size:]
+    return np.sort(log_w)[-(tail_size(len(log_w)) if len(log_w) >= MIN_DRAWS else len(log_w)) :]
+
+
+def tail_size(num_draws: int) -> int:
+    """How many of K weights are the tail, min(K / 5, 3 sqrt(K)) (Vehtari et al. 2024)."""
+    return math.floor(min(num_draws / 5, 3 * math.sqrt(num_draws)))
 
 
 def _fit(log_w: "np.ndarray") -> "tuple[np.ndarray, float]":
@@ -217,15 +220,13 @@ def _std_error(values: Float[Tensor, " k *n"]) -> Float[Tensor, " *n"]:
     return (squares / (num_samples - 1) / num_samples).sqrt()
 
 
-def _check(log_w: "np.ndarray", is_single: bool) -> None:
-    import numpy as np
-
-    is_bad = np.isnan(log_w) | np.isposinf(log_w)
-    if not is_bad.any():
+def refuse_bad(num_bad: "np.ndarray", num_samples: int, is_single: bool) -> None:
+    """Raise if any column has log-weights that are NaN or +inf."""
+    if not num_bad.any():
         return
-    row = int(is_bad.any(axis=0).argmax())
+    row = int((num_bad > 0).argmax())
     where = "" if is_single else f" of row {row}"
     raise ValueError(
-        f"log-weights must be finite or -inf, but {int(is_bad[:, row].sum())} of {len(log_w)}{where} are NaN or +inf: "
+        f"log-weights must be finite or -inf, but {int(num_bad[row])} of {num_samples}{where} are NaN or +inf: "
         "look at the densities of model and guide at those draws"
     )

@@ -31,6 +31,7 @@ _MEASURED_BY: Final = {
     "posterior": "pyrovae.sample_posterior or pyrovae.audit",
     "guide": "pyrovae.compare or pyrovae.audit",
     "evidence": "pyrovae.evidence_table or pyrovae.audit",
+    "sandwich": "pyrovae.evidence_table with 'bidirectional', or 'exact' or 'quadrature', among its methods",
     "observed_data": "pyrovae.audit",
     "prior_predictive": "pyrovae.reconstruct or pyrovae.audit",
     "decomposition": "pyrovae.decompose",

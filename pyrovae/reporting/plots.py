@@ -1,4 +1,4 @@
-"""Figures of a result tree: training, evidence, draws of guide and reference, and reconstructions.
+"""Figures of a result tree: training, evidence and its cost, draws of guide and reference, and reconstructions.
 
 Each takes a tree and returns a `matplotlib.figure.Figure` that belongs to the caller; pyplot is never touched.
 """
@@ -14,17 +14,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from pyrovae.reporting.cost import plot_evidence_cost
 from pyrovae.reporting.counts import plot_draw_counts
 from pyrovae.reporting.draws import plot_draws
 from pyrovae.reporting.figures import COLORS, new_figure, require, save_figure, set_title, simplify
 from pyrovae.reporting.images import plot_reconstructions
 from pyrovae.reporting.terms import plot_decomposition
+from pyrovae.results.rows import Method, largest_budgets, methods_of
 
 __all__ = [
     "plot_decomposition",
     "plot_draw_counts",
     "plot_draws",
     "plot_evidence",
+    "plot_evidence_cost",
     "plot_reconstructions",
     "plot_training",
     "save_figure",
@@ -128,7 +131,8 @@ def plot_evidence(tree: xr.DataTree, methods: Sequence[str] | None = None, *, ma
 
     Args:
         tree: A result tree with `evidence`.
-        methods: Which methods; all by default.
+        methods: Which methods. By default each estimator's largest budget; of more than seven estimators, which are
+            the colours that there are, those whose error has a known direction.
         max_data: Of more data than this, evenly spaced ranks are shown; >= 1.
 
     Raises:
@@ -158,7 +162,17 @@ def _chosen(evidence: xr.Dataset, methods: Sequence[str] | None) -> xr.Dataset:
     known = [str(method) for method in evidence["method"].values]
     if missing := [method for method in methods or () if method not in known]:
         raise ValueError(f"the evidence has the methods {known}, got {missing}")
-    return evidence.sel({"method": list(methods or known)})
+    return evidence.sel({"method": list(methods)}) if methods else _largest(evidence)
+
+
+def _largest(evidence: xr.Dataset) -> xr.Dataset:
+    """Each estimator with its largest budget, under its own name."""
+    kept = largest_budgets(methods_of(evidence))
+    if len(kept) > len(_METHOD_COLORS):
+        direction = evidence["direction"]
+        kept = [m for m in kept if direction.sel({"method": m.label}) != "none"][: len(_METHOD_COLORS)]
+    chosen = evidence.sel({"method": [method.label for method in kept]})
+    return chosen.assign_coords(method=[method.estimator for method in kept])
 
 
 def _ranked(evidence: xr.Dataset, by: str, max_data: int) -> xr.Dataset:
@@ -225,8 +239,8 @@ def _position(evidence: xr.Dataset, method: str) -> int:
 
 
 def _label(method: str) -> str:
-    """A method as people write it: short words are acronyms."""
-    return " ".join(word.upper() if len(word) <= 4 else word for word in method.split("_"))
+    """A method as people write it."""
+    return Method(method, method, 0).name
 
 
 def _evidence_title(shown: xr.Dataset, num_shown: int) -> str:

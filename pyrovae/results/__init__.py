@@ -7,22 +7,26 @@ from pyrovae.results.groups import (
     Evidence,
     build_tree,
     evidence_group,
+    evidence_labels,
     group,
     latent_names,
     sample_stats_group,
 )
-from pyrovae.results.schema import DIRECTIONS, SCHEMA, VERDICTS, check
+from pyrovae.results.schema import DIRECTIONS, SANDWICH_VERDICTS, SCHEMA, SOURCES, VERDICTS, check
 from pyrovae.results.storage import content_hash, read, write
 
 __all__ = [
     "DIRECTIONS",
+    "SANDWICH_VERDICTS",
     "SCHEMA",
+    "SOURCES",
     "VERDICTS",
     "Evidence",
     "build_tree",
     "check",
     "content_hash",
     "evidence_group",
+    "evidence_labels",
     "group",
     "latent_names",
     "read",

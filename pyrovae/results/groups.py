@@ -1,7 +1,8 @@
 """One group of a result tree from plain arrays, and the tree of them; `Evidence`, what estimators return."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -11,7 +12,15 @@ from jaxtyping import Bool, Float
 
 from pyrovae.results.schema import DIRECTIONS, NAMED_DIMS, SCHEMA, check, check_group, dims_of
 
-__all__ = ["Evidence", "build_tree", "evidence_group", "group", "latent_names", "sample_stats_group"]
+__all__ = [
+    "Evidence",
+    "build_tree",
+    "evidence_group",
+    "evidence_labels",
+    "group",
+    "latent_names",
+    "sample_stats_group",
+]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -35,9 +44,10 @@ class Evidence:
         num_gradient_evaluations: Evaluations of its gradient, per datum.
         seconds: Wall-clock time for all data.
         khat: [N], Pareto shape of the importance weights; None where the method has none.
+        budget: Draws or temperatures that it was given, >= 0; 0 where there is nothing to choose.
 
     Raises:
-        ValueError: If shapes differ, `direction` is unknown, or a reliable value is not finite.
+        ValueError: If shapes differ, `direction` is unknown, a reliable value is not finite, or `budget` is negative.
 
     Examples:
         >>> yes = np.ones(2, bool)
@@ -59,6 +69,7 @@ class Evidence:
     num_gradient_evaluations: int = 0
     seconds: float = 0.0
     khat: Float[np.ndarray, " n"] | None = None
+    budget: int = 0
 
     @property
     def num_data(self) -> int:
@@ -70,6 +81,8 @@ class Evidence:
             raise ValueError(
                 f"direction of {self.method} must be one of {DIRECTIONS}, got {self.direction!r}"
             )
+        if self.budget < 0:
+            raise ValueError(f"budget of {self.method} must be 0 or more, got {self.budget}")
         for name, kind in _KINDS.items():
             array = getattr(self, name)
             if array is None and name == "khat":
@@ -185,20 +198,45 @@ def evidence_group(
 ) -> xr.Dataset:
     """Make `evidence`, one `method` for each `Evidence`; k-hat is NaN where a method has none.
 
+    The names along `method` are `evidence_labels`; `estimator` and `budget` tell what they are made of.
+
     Raises:
-        ValueError: If there is none, two have one name, or they speak of different numbers of data.
+        ValueError: If there is none, two have one label, or they speak of different numbers of data.
     """
     table = list(evidence)
-    methods = [e.method for e in table]
-    if not table or len(set(methods)) < len(methods):
-        raise ValueError(f"need one Evidence or more, each with its own method name, got {methods}")
-    if len({e.num_data for e in table}) > 1:
-        counts = {e.method: e.num_data for e in table}
-        raise ValueError(f"every Evidence must be of the same data, got these numbers of data: {counts}")
+    methods = evidence_labels(table)
     columns = {f.name: [getattr(e, f.name) for e in table] for f in fields(Evidence) if f.name != "method"}
+    columns["estimator"] = [e.method for e in table]
     columns["khat"] = [np.full(e.num_data, np.nan) if e.khat is None else e.khat for e in table]
     coords = {"method": methods} | ({} if datum is None else {"datum": datum})
     return group("evidence", columns, attrs, **coords)
+
+
+def evidence_labels(evidence: Sequence[Evidence]) -> list[str]:
+    """One label for each `Evidence` of the same data: its method, with the budget where a method comes in several.
+
+    Raises:
+        ValueError: As `evidence_group`.
+
+    Examples:
+        >>> def made(method, budget):
+        ...     zero, yes = np.zeros(1), np.ones(1, bool)
+        ...     return Evidence(method=method, value=zero, std_error=zero, direction="lower", budget=budget,
+        ...                     is_unbiased_density=False, is_reliable=yes, is_approximate=~yes)
+        >>> evidence_labels([made("elbo", 100), made("iwae", 10), made("iwae", 100)])
+        ['elbo', 'iwae-10', 'iwae-100']
+    """
+    counts = Counter(e.method for e in evidence)
+    labels = [f"{e.method}-{e.budget}" if counts[e.method] > 1 else e.method for e in evidence]
+    if not labels or len(set(labels)) < len(labels):
+        raise ValueError(
+            "need one Evidence or more, each with its own method name, or its own budget beside those of the same "
+            f"name, got {labels}"
+        )
+    if len({e.num_data for e in evidence}) > 1:
+        sizes = {label: e.num_data for label, e in zip(labels, evidence, strict=True)}
+        raise ValueError(f"every Evidence must be of the same data, got these numbers of data: {sizes}")
+    return labels
 
 
 def latent_names(sizes: Mapping[str, int]) -> list[str]:

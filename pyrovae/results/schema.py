@@ -11,12 +11,26 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
-__all__ = ["DIRECTIONS", "NAMED_DIMS", "SCHEMA", "VERDICTS", "check", "check_attrs", "check_group", "dims_of"]
+__all__ = [
+    "DIRECTIONS",
+    "NAMED_DIMS",
+    "SANDWICH_VERDICTS",
+    "SCHEMA",
+    "SOURCES",
+    "VERDICTS",
+    "check",
+    "check_attrs",
+    "check_group",
+    "dims_of",
+]
 
 _DRAWS: Final = "chain draw datum latent"
 _STATS: Final = ["lp", "acceptance_rate", "step_size", "n_steps", "diverging", "energy", "energy_error"]
-_ESTIMATES: Final = ["value", "std_error", "is_reliable", "is_approximate", "khat"]
-_COSTS: Final = ["num_density_evaluations", "num_gradient_evaluations", "seconds"]
+_ESTIMATES: Final = ["value", "std_error", "is_reliable", "is_approximate", "khat", "bias", "bias_std_error"]
+_COSTS: Final = ["budget", "num_density_evaluations", "num_gradient_evaluations", "seconds"]
+_ABOUT: Final = ["estimator", "direction", "is_unbiased_density", "reason"]
+_ENDS: Final = ["lower", "lower_std_error", "upper", "upper_std_error", "gap", "gap_std_error"]
+_TRUTH: Final = ["is_approximate", "verdict", "truth", "truth_std_error", "source"]
 _DIAGNOSTICS: Final = ["khat", "ess_bulk", "ess_tail", "rhat", "num_divergent", "verdict", "reason"]
 _ERRORS: Final = ["mean_error", "mean_error_std_error", "sd_ratio", "sd_ratio_std_error"]
 
@@ -28,8 +42,8 @@ SCHEMA: Final[Mapping[str, Mapping[str, str]]] = {
     "guide_constrained": {"*": "chain draw datum ..."},
     "sample_stats": dict.fromkeys([*_STATS, "*"], "chain draw datum"),
     "log_weights": {"*": "draw datum"},
-    "evidence": dict.fromkeys(_ESTIMATES, "method datum")
-    | dict.fromkeys(["direction", "is_unbiased_density", "reason", *_COSTS], "method"),
+    "evidence": dict.fromkeys(_ESTIMATES, "method datum") | dict.fromkeys([*_ABOUT, *_COSTS], "method"),
+    "sandwich": dict.fromkeys([*_ENDS, *_TRUTH], "datum"),
     "diagnostics": dict.fromkeys(_DIAGNOSTICS, "datum") | {"*": "datum ..."},
     "comparison": dict.fromkeys(_ERRORS, "datum latent") | {"wasserstein2": "datum", "*": "datum ..."},
     "decomposition": {"*": "..."},
@@ -50,10 +64,21 @@ DIRECTIONS: Final = ("lower", "upper", "none", "exact")
 VERDICTS: Final = ("ok", "no verdict")
 """What `diagnostics.verdict` may say of the reference posterior of a datum."""
 
+SANDWICH_VERDICTS: Final = ("closed", "did not close", "no verdict")
+"""What `sandwich.verdict` may say of the two ends around log p(x) of a datum."""
+
+SOURCES: Final = ("exact", "quadrature", "ais and ais-reverse", "")
+"""Where `sandwich.truth` may come from, the best first; "" where the truth of a datum is not known."""
+
 NAMED_DIMS: Final = ("latent", "method")
 """Dims whose coordinates are words."""
 
-_WORDS: Final = {("evidence", "direction"): DIRECTIONS, ("diagnostics", "verdict"): VERDICTS}
+_WORDS: Final[Mapping[tuple[str, str], tuple[str, ...]]] = {
+    ("evidence", "direction"): DIRECTIONS,
+    ("sandwich", "verdict"): SANDWICH_VERDICTS,
+    ("sandwich", "source"): SOURCES,
+    ("diagnostics", "verdict"): VERDICTS,
+}
 _DIMS: Final = {dim for table in SCHEMA.values() for dims in table.values() for dim in dims.split()} - {"..."}
 _SOME_DATA: Final = ("decomposition", "gaps", "calibration", "gradients", "reconstruction")
 _SAME_DRAWS: Final = (("posterior", "posterior_constrained", "sample_stats"), ("guide", "guide_constrained"))

@@ -2,30 +2,39 @@
 
 import math
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import pandas as pd
 import xarray as xr
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
+from pyrovae.results.rows import (
+    NATS,
+    Method,
+    Row,
+    average,
+    estimate_row,
+    largest_budgets,
+    measured,
+    methods_of,
+)
+from pyrovae.results.sandwich import half_gap, sandwich_rows, truth_name
 from pyrovae.results.schema import check
 
 __all__ = [
-    "Row",
     "comparison_row",
     "evidence_rows",
     "gap_rows",
     "khat_row",
-    "measured",
     "summary",
+    "told_methods",
     "with_verdict",
     "worst_row",
 ]
 
-_NATS: Final = "nats per datum"
-_ACRONYMS: Final = ("elbo", "iwae", "psis", "ais", "snis", "cubo", "eubo", "jvi", "hmc")
 _ESTIMATE: Final = ("value", "std_error", "is_reliable", "direction")
+_NO_ESTIMATES: Final = ("cubo", "largest-weight")  # their distance to log p(x) is not even roughly known
 _WORST: Final = {
     "rhat": ("largest R-hat", "ratio", np.max),
     "ess_bulk": ("smallest bulk ESS", "draws", np.min),
@@ -37,19 +46,6 @@ _COMPARED: Final = {
     "sd_ratio": ("guide: its sd over the posterior's", "ratio", "none"),
     "wasserstein2": ("guide: Wasserstein-2 distance to the posterior", "latent units", "upper"),
 }
-
-
-class Row(NamedTuple):
-    """One headline quantity; `subject` is the method or variable that it is about."""
-
-    subject: str
-    quantity: str
-    value: float
-    std_error: float
-    unit: str
-    direction: str
-    num_data: int
-    num_refused: int
 
 
 def summary(tree: xr.DataTree) -> pd.DataFrame:
@@ -73,72 +69,80 @@ def summary(tree: xr.DataTree) -> pd.DataFrame:
     check(tree)
     single = [khat_row(tree), _converged_row(tree), *(worst_row(tree, name) for name in _WORST)]
     single += [comparison_row(tree, name) for name in _COMPARED]
-    rows = [*evidence_rows(tree), *gap_rows(tree), *(row for row in single if row), *_term_rows(tree)]
+    from_evidence = [*evidence_rows(tree), *sandwich_rows(tree), *gap_rows(tree)]
+    rows = [*from_evidence, *(row for row in single if row), *_term_rows(tree)]
     return pd.DataFrame(rows, columns=Row._fields).set_index("quantity").drop(columns="subject")
 
 
-def measured(tree: xr.DataTree, name: str, *variables: str) -> xr.Dataset | None:
-    """A group of the tree if it was measured with these variables, else None."""
-    if name not in tree.children or not set(variables) <= set(tree[name].data_vars):
-        return None
-    return tree[name].to_dataset()
-
-
 def evidence_rows(tree: xr.DataTree) -> Iterator[Row]:
-    """log p(x) by every method; without error bar where none of the data has one to be trusted."""
-    for method, estimate in _estimates(tree).items():
-        label = " ".join(word.upper() if word in _ACRONYMS else word for word in method.split("_"))
-        yield _estimate_row(estimate, label, f"log p(x) by {label}")
+    """log p(x) by every method, the label of which is `subject`; no error bar where none of the data has a good one."""
+    evidence = measured(tree, "evidence", *_ESTIMATE)
+    for method in [] if evidence is None else methods_of(evidence):
+        quantity = f"log p(x) by {method.described(', ')}"
+        yield estimate_row(
+            tree["evidence"].to_dataset().sel({"method": method.label}), method.label, quantity
+        )
+
+
+def told_methods(tree: xr.DataTree) -> list[Method]:
+    """The methods that a reader should be told of besides the truth about log p(x).
+
+    None if the truth of every datum is known. If that of some is, the ends of the sandwich, which speak of the other
+    data too: these are the hard ones. Else each estimator, with its largest budget.
+    """
+    evidence, truth = measured(tree, "evidence", *_ESTIMATE), measured(tree, "sandwich", "truth")
+    methods = [] if evidence is None else largest_budgets(methods_of(evidence))
+    if truth is None or not np.isfinite(truth["truth"]).any():
+        return methods
+    if np.isfinite(truth["truth"]).all():
+        return []
+    ends = [truth.attrs.get(name) for name in ("lower_method", "upper_method")]
+    return [method for method in methods if method.label in ends] or methods
 
 
 def gap_rows(tree: xr.DataTree) -> Iterator[Row]:
-    """KL(guide || posterior) = log p(x) - ELBO, by every method but the ELBO, paired by datum.
+    """KL(guide || posterior) = log p(x) - ELBO, paired by datum: by the truth where it is known, and by `told_methods`.
 
-    The estimate of the ELBO has no bias, so the direction is the method's.
+    Not by "cubo" and "largest-weight", which are no estimates of log p(x). The estimate of the ELBO has no bias, so
+    the direction is that of what stands for log p(x), the name of which is `subject`.
     """
-    estimates = _estimates(tree)
-    for row, (method, estimate) in zip(evidence_rows(tree), estimates.items(), strict=True):
-        if method == "elbo" or "elbo" not in estimates:
-            continue
-        elbo = estimates["elbo"]
-        gap = estimate.assign(
-            value=estimate["value"] - elbo["value"],
-            std_error=np.hypot(estimate["std_error"], elbo["std_error"]),
-            is_reliable=estimate["is_reliable"] & elbo["is_reliable"],
-        )
-        yield _estimate_row(gap, row.subject, f"KL(guide || posterior) by {row.subject} - ELBO")
-
-
-def _estimates(tree: xr.DataTree) -> dict[str, xr.Dataset]:
-    """Each method's evidence."""
     evidence = measured(tree, "evidence", *_ESTIMATE)
-    return (
-        {} if evidence is None else {str(m): evidence.sel({"method": m}) for m in evidence["method"].values}
+    largest = {} if evidence is None else {m.estimator: m for m in largest_budgets(methods_of(evidence))}
+    if evidence is None or "elbo" not in largest:
+        return
+    elbo = evidence.sel({"method": largest["elbo"].label})
+    truth = measured(tree, "sandwich", "truth", "truth_std_error", "source")
+    if truth is not None and np.isfinite(truth["truth"]).any():
+        yield _truth_row(truth, elbo)
+    for method in told_methods(tree):
+        if method.estimator not in ("elbo", *_NO_ESTIMATES):
+            estimate = evidence.sel({"method": method.label})
+            yield _gap_row(estimate, elbo, method.described(" with "), method.described(", "))
+
+
+def _truth_row(truth: xr.Dataset, elbo: xr.Dataset) -> Row:
+    """The gap below the truth; data without one are left out and counted."""
+    name = truth_name(truth)
+    known = xr.Dataset(
+        {
+            "value": truth["truth"],
+            "std_error": truth["truth_std_error"],
+            "is_reliable": np.isfinite(truth["truth"]),
+            "direction": "none" if "sandwich" in name else "exact",
+        }
     )
+    row = _gap_row(known, elbo, name, name)
+    margin = float(half_gap(truth).sum()) / max(row.num_data, 1)
+    return row._replace(std_error=math.hypot(row.std_error, margin))
 
 
-def _estimate_row(estimate: xr.Dataset, subject: str, quantity: str) -> Row:
-    value, error, count = _average(estimate["value"].values, estimate["std_error"].values)
-    refused = int((~estimate["is_reliable"].values).sum())
-    error = math.nan if refused == estimate.sizes["datum"] else error
-    direction = str(estimate["direction"].item())
-    return Row(subject, quantity, value, error, _NATS, direction, count, refused)
-
-
-def _average(values: Float[np.ndarray, " n"], mc_error: Float[np.ndarray, " n"]) -> tuple[float, float, int]:
-    """Mean, standard error and count over the finite values, each with its own Monte Carlo error.
-
-    The spread over data has the Monte Carlo error in it already; it is rough for few data, so the Monte Carlo
-    error alone is its floor.
-    """
-    is_finite = np.isfinite(values)
-    kept, count = values[is_finite].astype(float), int(is_finite.sum())
-    if count == 0:
-        return math.nan, math.nan, 0
-    floor = float(np.nansum(mc_error[is_finite].astype(float) ** 2)) / count**2
-    spread = float(kept.var(ddof=1)) / count if count > 1 else 0.0
-    error = math.sqrt(max(spread, floor))
-    return float(kept.mean()), error if error > 0 or count > 1 else math.nan, count
+def _gap_row(estimate: xr.Dataset, elbo: xr.Dataset, subject: str, name: str) -> Row:
+    gap = estimate.assign(
+        value=estimate["value"] - elbo["value"],
+        std_error=np.hypot(estimate["std_error"], elbo["std_error"]),
+        is_reliable=estimate["is_reliable"] & elbo["is_reliable"],
+    )
+    return estimate_row(gap, subject, f"KL(guide || posterior) by {name} - ELBO")
 
 
 def khat_row(tree: xr.DataTree) -> Row | None:
@@ -148,7 +152,7 @@ def khat_row(tree: xr.DataTree) -> Row | None:
         return None
     khat, limit = diagnostics["khat"].values, float(diagnostics.attrs.get("khat_threshold", 0.7))
     above = np.where(np.isnan(khat), np.nan, khat > limit)
-    value, error, count = _average(above, np.zeros_like(above))
+    value, error, count = average(above, np.zeros_like(above))
     quantity = f"share of data with k-hat above {limit:.3g}"
     return Row(f"{limit:.3g}", quantity, value, error, "share", "none", count, above.size - count)
 
@@ -196,7 +200,7 @@ def comparison_row(tree: xr.DataTree, variable: str) -> Row | None:
     sizes: xr.DataArray = abs(array) if variable == "mean_error" else array
     values = sizes.mean(per_latent).values.astype(float)
     values[~with_verdict(tree, len(values))] = np.nan
-    value, error, count = _average(values, errors.mean(per_latent).values)
+    value, error, count = average(values, errors.mean(per_latent).values)
     quantity, unit, direction = _COMPARED[variable]
     return Row(variable, quantity, value, error, unit, direction, count, len(values) - count)
 
@@ -213,9 +217,9 @@ def _term_rows(tree: xr.DataTree) -> Iterator[Row]:
             if not is_term or str(variable).endswith(("_std_error", "seconds")):
                 continue
             errors = terms.get(f"{variable}_std_error", xr.zeros_like(array))
-            value, error, count = _average(np.atleast_1d(array.values), np.atleast_1d(errors.values))
+            value, error, count = average(np.atleast_1d(array.values), np.atleast_1d(errors.values))
             unit, direction = (
-                str(array.attrs.get(key, other)) for key, other in (("units", _NATS), ("direction", "none"))
+                str(array.attrs.get(key, other)) for key, other in (("units", NATS), ("direction", "none"))
             )
             quantity = f"{name}: {variable}"
             refused = array.size - count

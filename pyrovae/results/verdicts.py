@@ -6,16 +6,18 @@ from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
+from pyrovae.results.rows import Method, Row, largest_budgets, measured, methods_of
+from pyrovae.results.sandwich import evidence_summary, sandwich_rows, truth_name
 from pyrovae.results.schema import check
 from pyrovae.results.summary import (
-    Row,
     comparison_row,
     evidence_rows,
     gap_rows,
     khat_row,
-    measured,
+    told_methods,
     with_verdict,
     worst_row,
 )
@@ -23,6 +25,7 @@ from pyrovae.results.summary import (
 __all__ = ["verdict_sentences"]
 
 _SURE: Final = 3.0  # standard errors from which a difference is called one
+_NEAR: Final = 0.1  # nats from log p(x), two standard errors included, that are near enough
 _SIDE: Final = {
     "lower": "a lower bound in expectation",
     "upper": "an upper bound in expectation",
@@ -35,6 +38,8 @@ _BOUND: Final = {"lower": "at least ", "upper": "at most ", "none": "about ", "e
 def verdict_sentences(tree: xr.DataTree) -> list[str]:
     """Sentences on log p(x), the gap, the importance weights, the reference and the guide, where measured.
 
+    Where the truth about log p(x) is known, the sentences on each estimator give way to one on the truth, one on the
+    cheapest estimator within 0.1 nats of it on average, and one on the furthest off.
     A difference is called one from 3 standard errors on. Where nothing can be said, the sentence says so and why.
 
     Raises:
@@ -45,7 +50,8 @@ def verdict_sentences(tree: xr.DataTree) -> list[str]:
         ['No verdict on the guide: neither evidence nor a comparison with a reference was measured.']
     """
     check(tree)
-    speakers = (_say_evidence, _say_gaps, _say_khat, _say_reference, _say_width, _say_location, _say_terms)
+    on_evidence = (_say_sandwich, _say_truth, _say_nearest, _say_evidence, _say_gaps)
+    speakers = (*on_evidence, _say_khat, _say_reference, _say_width, _say_location, _say_terms)
     said = [sentence for speaker in speakers for sentence in speaker(tree)]
     if not {"evidence", "comparison", "decomposition"} & set(tree.children):
         said.append(
@@ -54,21 +60,83 @@ def verdict_sentences(tree: xr.DataTree) -> list[str]:
     return said
 
 
+def _say_sandwich(tree: xr.DataTree) -> Iterator[str]:
+    ends = measured(tree, "sandwich", "gap", "gap_std_error", "verdict")
+    if ends is None:
+        return
+    rows = {row.subject: row for row in sandwich_rows(tree)}
+    closed, gap, verdict = rows["closed"], rows["gap"], ends["verdict"].values
+    apart = f": its ends are {_number(gap)} nats apart on average over {gap.num_data}" if gap.num_data else ""
+    count = "none" if closed.value == 0 else f"{closed.value:.0f}"
+    wide, refused = int((verdict == "did not close").sum()), int((verdict == "no verdict").sum())
+    notes = [f"{wide} did not close"] if wide else []
+    notes += [f"{_data_have(refused)} no verdict"] if refused else []
+    approximate = int(ends["is_approximate"].sum()) if "is_approximate" in ends else 0
+    reason = f" ({ends.attrs['reason']})" if ends.attrs.get("reason") else ""
+    notes += [f"the upper end is approximate for {approximate}{reason}"] if approximate else []
+    limit = f" (tolerance {ends.attrs['tolerance']:.3g})" if "tolerance" in ends.attrs else ""
+    yield f"The sandwich closes for {count} of {closed.num_data} data{'; '.join([apart + limit, *notes])}."
+
+
+def _say_truth(tree: xr.DataTree) -> Iterator[str]:
+    for row in sandwich_rows(tree):
+        total, name = row.num_data + row.num_refused, truth_name(tree["sandwich"].to_dataset())
+        if row.subject == "truth" and row.num_data:
+            over = f"on average over {row.num_data} of {total} data ({name})"
+            yield f"log p(x) is {_number(row)} nats per datum {over}."
+
+
+def _say_nearest(tree: xr.DataTree) -> Iterator[str]:
+    """The cheapest estimator near enough to the truth, or else the nearest; and, but for the ELBO, the furthest.
+
+    Not those that have no error bar to be trusted: with heavy tails the spread over data tells little, either.
+    """
+    if measured(tree, "evidence", "value", "std_error", "is_reliable", "direction", "bias") is None:
+        return
+    table, methods = evidence_summary(tree), methods_of(tree["evidence"].to_dataset())
+    table = table[table["bias_std_error"].notna() & table["std_error"].notna()]
+    if table.empty:
+        return
+    size = table["bias"].abs() + 2 * table["bias_std_error"]
+    cost = table["num_density_evaluations"] + table["num_gradient_evaluations"]
+    named = {method.label: method for method in methods}
+    if (size <= _NEAR).any():
+        best = str(cost[size <= _NEAR].idxmin())
+        start = f"The cheapest estimator within {_NEAR} nats of log p(x) on average"
+    else:
+        best = str(size.idxmin())
+        start = f"No estimator is sure to be within {_NEAR} nats of log p(x) on average; the nearest"
+    yield f"{start} is {_biased(table, named[best])} at {cost[best]} evaluations of the model per datum."
+    ends = [m.label for m in largest_budgets(methods) if m.estimator != "elbo" and m.label in table.index]
+    worst = str(table.loc[ends, "bias"].abs().idxmax()) if ends else best
+    if worst != best:
+        yield f"The furthest off at its largest budget is {_biased(table, named[worst])}."
+
+
+def _biased(table: pd.DataFrame, method: Method) -> str:
+    """A method with its bias, and how far it is off for one datum."""
+    found = table.loc[method.label].to_dict()
+    row = Row("", "", found["bias"], found["bias_std_error"], "", "", 0, 0)
+    off = f"{found['rms_error']:.2g} in the root mean square over {found['num_with_truth']} data"
+    return f"{method.described(' with ', always=True)}, with a bias of {_number(row)} nats ({off})"
+
+
 def _say_evidence(tree: xr.DataTree) -> Iterator[str]:
-    for index, row in enumerate(evidence_rows(tree)):
-        notes = _notes(tree, index, row.num_refused)
+    rows = {row.subject: row for row in evidence_rows(tree)}
+    for method in told_methods(tree):
+        row, name = rows[method.label], method.described(" with ")
+        notes = _notes(tree["evidence"].to_dataset().sel({"method": method.label}), row.num_refused)
         if math.isnan(row.std_error):
-            yield f"No verdict on log p(x) by {row.subject}{notes}."
+            yield f"No verdict on log p(x) by {name}{notes}."
         else:
             yield (
-                f"{row.subject} puts log p(x) at {_number(row)} nats per datum on average over {row.num_data} "
+                f"{name} puts log p(x) at {_number(row)} nats per datum on average over {row.num_data} "
                 f"data ({_SIDE[row.direction]}){notes}."
             )
 
 
-def _notes(tree: xr.DataTree, index: int, num_refused: int) -> str:
+def _notes(evidence: xr.Dataset, num_refused: int) -> str:
     """A clause on the data whose error bar or direction is in doubt, with the method's reason."""
-    evidence = tree["evidence"].to_dataset().isel(method=index)
     approximate = int(evidence["is_approximate"].sum()) if "is_approximate" in evidence else 0
     doubts = [f"the error bar cannot be trusted for {num_refused}"] if num_refused else []
     doubts += [f"the direction is approximate for {approximate}"] if approximate else []
@@ -79,8 +147,11 @@ def _notes(tree: xr.DataTree, index: int, num_refused: int) -> str:
 
 
 def _say_gaps(tree: xr.DataTree) -> Iterator[str]:
+    truth = measured(tree, "sandwich", "truth", "source")
     for row in gap_rows(tree):
-        refused = f"; the error bar cannot be trusted for {row.num_refused}" if row.num_refused else ""
+        is_truth = truth is not None and row.subject == truth_name(truth)
+        doubt = "there is none" if is_truth else "the error bar cannot be trusted"
+        refused = f"; {doubt} for {row.num_refused}" if row.num_refused else ""
         by = f"{row.subject} - ELBO over {row.num_data} data{refused}"
         if math.isnan(row.std_error):
             yield f"No verdict on the gap by {row.subject} - ELBO: no error bar can be trusted."
@@ -219,7 +290,9 @@ def _refuse(tree: xr.DataTree, what: str, row: Row) -> str:
 
 
 def _number(row: Row) -> str:
-    """A value and its error bar, both to the second digit of the error."""
+    """A value and its error bar, if it has one, both to the second digit of the error."""
+    if math.isnan(row.std_error):
+        return f"{row.value:.4f}"
     digits = 1 - math.floor(math.log10(row.std_error)) if row.std_error > 0 else 4
     digits = min(max(digits, 0), 6)
     return f"{row.value:.{digits}f} ± {row.std_error:.{digits}f}"

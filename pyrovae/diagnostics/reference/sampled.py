@@ -1,0 +1,78 @@
+"""What every sampler of posteriors gives, and the diagnosis of chains that most of them need."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+__all__ = ["Progress", "Sampled", "diagnose", "joined", "to_numpy"]
+
+Progress = Callable[[int, int], None]
+
+
+class Sampled(NamedTuple):
+    """Draws of the posterior of every datum, with statistics of each draw and a verdict on each datum."""
+
+    z: np.ndarray
+    """[C, T, N, D]."""
+    stats: Mapping[str, np.ndarray]
+    """`lp` and others of the group `sample_stats`, each [C, T, N]."""
+    num_gradient_evaluations: int
+    """Per chain and datum."""
+    diagnostics: Mapping[str, np.ndarray] = {}
+    """Of the group `diagnostics`, each [N]; `verdict` and `reason` at least."""
+    limits: Mapping[str, float] = {}
+    """What the verdict asked for."""
+
+
+def joined(parts: Sequence[Sampled]) -> Sampled:
+    """Blocks of data as one; no diagnostics yet."""
+    stats = {name: np.concatenate([part.stats[name] for part in parts], -1) for name in parts[0].stats}
+    cost = max(part.num_gradient_evaluations for part in parts)
+    return Sampled(np.concatenate([part.z for part in parts], -2), stats, cost)
+
+
+def diagnose(
+    z: Float[np.ndarray, "c t n d"], diverging: Bool[np.ndarray, "c t n"], *, max_rhat: float, min_ess: float
+) -> dict[str, np.ndarray]:
+    """R-hat, effective sample sizes and the verdict of every datum, the worst of its coordinates."""
+    from arviz_stats.base.array import array_stats
+
+    axes = {"chain_axis": 0, "draw_axis": 1}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rhat = array_stats.rhat(z, **axes).max(-1)
+        bulk = array_stats.ess(z, method="bulk", **axes).min(-1)
+        tail = array_stats.ess(z, method="tail", prob=(0.05, 0.95), **axes).min(-1)
+    divergent = diverging.sum((0, 1))
+    reasons = [
+        _reason(*values, max_rhat, min_ess)
+        for values in zip(rhat, bulk, tail, divergent.tolist(), strict=True)
+    ]
+    return {
+        "rhat": rhat,
+        "ess_bulk": bulk,
+        "ess_tail": tail,
+        "num_divergent": divergent,
+        "verdict": np.array(["no verdict" if reason else "ok" for reason in reasons]),
+        "reason": np.array(reasons),
+    }
+
+
+def _reason(rhat: float, bulk: float, tail: float, divergent: int, max_rhat: float, min_ess: float) -> str:
+    """Why a datum gets no verdict; "" if it gets one. Written so that NaN refuses."""
+    found = []
+    if not rhat < max_rhat:
+        found.append(f"R-hat not below {max_rhat:g}")
+    if not min(bulk, tail) >= min_ess:
+        found.append(f"ESS below {min_ess:g}")
+    if divergent:
+        found.append("divergences")
+    return " and ".join(found)
+
+
+def to_numpy(value: Tensor) -> np.ndarray:
+    """As a numpy array, whatever the device."""
+    array: np.ndarray = value.detach().cpu().numpy()
+    return array

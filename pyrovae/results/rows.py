@@ -1,0 +1,123 @@
+"""What rows of numbers are made of: the row, an average over data with its error, what the methods are called."""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+
+__all__ = ["NATS", "Method", "Row", "average", "estimate_row", "largest_budgets", "measured", "methods_of"]
+
+NATS: Final = "nats per datum"
+_ACRONYMS: Final = ("elbo", "iwae", "psis", "ais", "snis", "cubo", "eubo", "jvi", "hmc")
+_NAMES: Final = {"ais-reverse": "reverse AIS"}
+
+
+class Row(NamedTuple):
+    """One headline quantity; `subject` is the method or variable that it is about."""
+
+    subject: str
+    quantity: str
+    value: float
+    std_error: float
+    unit: str
+    direction: str
+    num_data: int
+    num_refused: int
+
+
+class Method(NamedTuple):
+    """One row of `evidence`: its label there, the estimator behind it, and its draws or temperatures (0: none)."""
+
+    label: str
+    estimator: str
+    budget: int
+
+    @property
+    def name(self) -> str:
+        """The estimator as people write it.
+
+        Examples:
+            >>> Method("iwae-10", "iwae", 10).name, Method("ais-reverse", "ais-reverse", 0).name
+            ('IWAE', 'reverse AIS')
+        """
+        plain = _NAMES.get(self.estimator, self.estimator).replace("_", " ")
+        return re.sub(r"\w+", lambda word: word[0].upper() if word[0] in _ACRONYMS else word[0], plain)
+
+    @property
+    def budget_words(self) -> str:
+        """The budget with its unit, or "".
+
+        Examples:
+            >>> Method("ais-10", "ais", 10).budget_words
+            '10 temperatures'
+        """
+        unit = "temperature" if self.estimator.split("-")[0] == "ais" else "draw"
+        return f"{self.budget} {unit}{'s' * (self.budget != 1)}" if self.budget else ""
+
+    def described(self, joint: str, *, always: bool = False) -> str:
+        """The name and, where the label has it or `always`, the budget.
+
+        Examples:
+            >>> Method("iwae-10", "iwae", 10).described(" with "), Method("iwae", "iwae", 10).described(", ")
+            ('IWAE with 10 draws', 'IWAE')
+        """
+        has_budget = self.budget > 0 and (always or self.label != self.estimator)
+        return f"{self.name}{joint}{self.budget_words}" if has_budget else self.name
+
+
+def methods_of(evidence: xr.Dataset) -> list[Method]:
+    """The methods of a group `evidence`, in its order; one without `estimator` and `budget` has its labels."""
+    labels = [str(label) for label in evidence["method"].values]
+    estimators = evidence["estimator"].values if "estimator" in evidence else labels
+    budgets = evidence["budget"].values if "budget" in evidence else [0] * len(labels)
+    return [Method(m, str(e), int(b)) for m, e, b in zip(labels, estimators, budgets, strict=True)]
+
+
+def largest_budgets(methods: Sequence[Method]) -> list[Method]:
+    """Each estimator once, with its largest budget, in the order of their first budgets.
+
+    Examples:
+        >>> [m.label for m in largest_budgets([Method("a-1", "a", 1), Method("b", "b", 0), Method("a-9", "a", 9)])]
+        ['a-9', 'b']
+    """
+    largest: dict[str, Method] = {}
+    for method in methods:
+        kept = largest.setdefault(method.estimator, method)
+        largest[method.estimator] = max(kept, method, key=lambda m: m.budget)
+    return list(largest.values())
+
+
+def measured(tree: xr.DataTree, name: str, *variables: str) -> xr.Dataset | None:
+    """A group of the tree if it was measured with these variables, else None."""
+    if name not in tree.children or not set(variables) <= set(tree[name].data_vars):
+        return None
+    return tree[name].to_dataset()
+
+
+def average(values: Float[np.ndarray, " n"], mc_error: Float[np.ndarray, " n"]) -> tuple[float, float, int]:
+    """Mean, standard error and count over the finite values, each with its own Monte Carlo error.
+
+    The spread over data has the Monte Carlo error in it already; it is rough for few data, so the Monte Carlo
+    error alone is its floor.
+    """
+    is_finite = np.isfinite(values)
+    kept, count = values[is_finite].astype(float), int(is_finite.sum())
+    if count == 0:
+        return math.nan, math.nan, 0
+    floor = float(np.nansum(mc_error[is_finite].astype(float) ** 2)) / count**2
+    spread = float(kept.var(ddof=1)) / count if count > 1 else 0.0
+    error = math.sqrt(max(spread, floor))
+    return float(kept.mean()), error if error > 0 or count > 1 else math.nan, count
+
+
+def estimate_row(estimate: xr.Dataset, subject: str, quantity: str) -> Row:
+    """The mean of one method's `value`; without error bar where none of the data has one to be trusted."""
+    value, error, count = average(estimate["value"].values, estimate["std_error"].values)
+    refused = int((~estimate["is_reliable"].values).sum())
+    error = math.nan if refused == estimate.sizes["datum"] else error
+    direction = str(estimate["direction"].item())
+    return Row(subject, quantity, value, error, NATS, direction, count, refused)
