@@ -7,6 +7,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 import zoo
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pyrovae.diagnostics.evidence import (
     ESTIMATORS,
@@ -116,6 +118,31 @@ def test_streaming_in_blocks_gives_what_all_weights_at_once_give(monkeypatch):
     assert np.allclose(streamed.value, whole.value, rtol=0, atol=1e-12)
     assert np.allclose(streamed.std_error, whole.std_error, rtol=1e-10)
     assert np.array_equal(streamed.khat, whole.khat)
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that any operation made."""
+
+    size = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        self.size = max([self.size, *(leaf.numel() for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor))])
+        return made
+
+
+def test_a_hundred_times_the_draws_need_no_more_memory():
+    target = make(zoo.linear_gaussian(guide_scale=1.3, num_data=17))
+    sizes = []
+    for num_samples in (1000, 100_000):
+        with Largest() as largest:
+            log_evidence(target, "iwae", num_samples=num_samples)
+        sizes.append(largest.size)
+    assert sizes[1] <= sizes[0]
+    # Planted: all weights at once.
+    with Largest() as largest:
+        log_evidence(target, "elbo", num_samples=100_000)
+    assert largest.size > sizes[0]
 
 
 def test_a_defensive_share_of_the_prior_bounds_the_weights_and_changes_no_expectation():

@@ -60,3 +60,44 @@ def test_training_and_audit_on_the_device():
     tree = pv.audit(vae.model, vae.guide, digits.test[:5].cuda(), reference=FAST)
     assert tree.attrs["device"].startswith("cuda")
     assert np.isfinite(tree["evidence"]["value"].values).all()
+
+
+METHODS = {
+    "iwae": {},
+    "cubo": {"defensive": 0.1},
+    "psis": {},
+    "jackknife-2": {},
+    "single-shot-laplace": {},
+    "laplace": {},
+    "eubo": {},
+    "reciprocal": {},
+    "ais": {"num_temperatures": 30},
+    "ais-reverse": {"num_temperatures": 30, "start": "prior"},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_estimators_of_log_p_agree_within_their_errors(pair, method):
+    found = []
+    for target in pair:
+        options = dict(METHODS[method])
+        if method in ("eubo", "reciprocal", "ais-reverse"):
+            options["reference"] = pv.sample_posterior(target, **FAST)
+        found.append(pv.log_evidence(target, method, **options))
+    a, b = found
+    both = a.is_reliable & b.is_reliable
+    assert (np.abs(a.value - b.value)[both] < 6 * np.hypot(a.std_error, b.std_error)[both] + 0.05).all()
+
+
+def test_a_table_on_the_device(pair):
+    tree = pv.evidence_table(pair[1], ["elbo", "bidirectional"], num_temperatures=40)
+    assert tree.attrs["device"].startswith("cuda")
+    assert (tree["sandwich"]["verdict"] == "closed").mean() > 0.5
+
+
+def test_the_simulated_gap_agrees(pair):
+    a, b = (
+        pv.summary(pv.simulated_gap(t.model, t.guide, *t.data, num_simulations=2000)).loc["gaps: simulated_gap"]
+        for t in pair
+    )
+    assert abs(a["value"] - b["value"]) < 6 * np.hypot(a["std_error"], b["std_error"])

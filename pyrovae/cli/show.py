@@ -33,6 +33,7 @@ COLUMNS: dict[str, Any] = {
     "s": "right",
     "doubt": "right",
 }
+SMALLEST_ERROR = 5e-4  # nats; smaller ones are not shown
 FAILED, BAD_INPUT = 3, 4
 """Exit codes: training failed or no datum has a verdict; data or a run cannot be read. 2 is for wrong options."""
 
@@ -120,7 +121,7 @@ def print_evidence(console: "Console", tree: "xr.DataTree", title: str) -> None:
     import pyrovae as pv
 
     found = pv.evidence_summary(tree)
-    table = Table(title=title, box=box.SIMPLE, pad_edge=False, padding=(0, 0, 0, 1))
+    table = Table(title=title, box=box.SIMPLE, pad_edge=False, padding=0)
     for name, justify in COLUMNS.items():
         table.add_column(name, no_wrap=True, justify=justify)
     for label, row in found.iterrows():
@@ -148,9 +149,9 @@ def _with_error(value: float, error: float) -> str:
     """A value and its error bar, to the second digit of the error."""
     if value != value:
         return ""
-    if not 0 < error < math.inf:
-        return f"{value:.4g}"
-    digits = min(max(1 - math.floor(math.log10(error)), 0), 4)
+    if not SMALLEST_ERROR <= error < math.inf:
+        return f"{value:.3f}"
+    digits = min(max(1 - math.floor(math.log10(error)), 0), 3)
     return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 

@@ -47,7 +47,7 @@ class LaplaceFit(NamedTuple):
     """Last position and inverse curvature; a unit scale where the curvature is not positive definite."""
     log_density: Float[Tensor, " n"]
     is_usable: Bool[Tensor, " n"]
-    """Converged, or stalled within a standard deviation; at a finite log density, with positive definite curvature."""
+    """Within a standard deviation of the mode; at a finite log density, with a positive definite curvature."""
     num_steps: int
     """Steps tried; each cost a gradient and a curvature, and the start cost one of both."""
 
@@ -182,7 +182,8 @@ def fit_laplace(
     refused, because its log density would not rise; ten times smaller after one it took. Rows never see each other.
     A row has converged when an undamped step promises no more than `tolerance` nats, or than rounding can show. It has
     stalled when no step however short raises its log density: at a kink, where networks of rectified linear units
-    often have their modes. It is usable then if an undamped step promises at most half a nat.
+    often have their modes. A row is usable, whatever ended its search, if an undamped step promises at most half a
+    nat: its mode is then no more than a standard deviation away.
 
     The mode that is found is a local one, near the start. Where `curvature` is not the Hessian but Gauss-Newton's,
     always positive definite, a row may stop at a saddle without notice.
@@ -222,7 +223,7 @@ def fit_laplace(
         is_done = is_done | _promises_at_most(iterate, tolerance) | has_stalled
         num_steps += 1
     gaussian = Gaussian(iterate.position, _scale_tril(iterate.curvature))
-    is_usable = is_done & _promises_at_most(iterate, max(NEAR, tolerance))
+    is_usable = _promises_at_most(iterate, max(NEAR, tolerance))
     return LaplaceFit(gaussian, iterate.log_density, is_usable, num_steps)
 
 

@@ -104,7 +104,7 @@ def log_evidence(target: Target, method: str = "iwae", *, seed: int = 0, **optio
     Without Monte Carlo error or bias:
 
     - `"exact"`: in closed form where log p(x, z) is quadratic in z (a linear-Gaussian decoder, a Gaussian prior).
-    - `"quadrature"`: on an adaptive grid for one or two latent dimensions, to `tolerance` (1e-4 nats).
+    - `"quadrature"`: on an adaptive grid for one or two latent dimensions, to `tolerance` (1e-3 nats).
 
     Args:
         target: the model, guide and data.
