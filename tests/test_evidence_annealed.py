@@ -15,7 +15,6 @@ from pyrovae.diagnostics.reference import sample_posterior
 from pyrovae.seeding import seeded
 from pyrovae.target import Target
 
-ALL = {**zoo.EXACT, **zoo.APPROXIMATE}
 STARTS = ["laplace", "guide", "prior"]
 
 
@@ -25,7 +24,7 @@ def make(specimen: zoo.Specimen) -> Target:
 
 def repeated(name: str, datum: int, count: int) -> tuple[Target, float]:
     """A target of one datum, many times over, and its log p(x)."""
-    specimen = ALL[name]()
+    specimen = zoo.SHAPES[name]()
     return make(specimen).rows([datum] * count), float(specimen.log_evidence[datum])
 
 

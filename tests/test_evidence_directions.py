@@ -124,7 +124,7 @@ def test_what_has_no_direction_errs_to_both_sides(method):
 
 @pytest.mark.parametrize("name", ["linear_gaussian", "factor_and_branch", "wide guide", "nested"])
 def test_the_closed_form_is_exact(name):
-    specimen = {**zoo.EXACT, **zoo.APPROXIMATE}[name]()
+    specimen = zoo.SHAPES[name]()
     target = Target(specimen.model, specimen.guide, *specimen.data)
     e = log_evidence(target, "exact")
     assert e.direction == "exact"
@@ -133,7 +133,7 @@ def test_the_closed_form_is_exact(name):
 
 @pytest.mark.parametrize("name", ["gamma_poisson", "factor_and_branch", "tanh decoder", "dependent support"])
 def test_quadrature_is_exact_within_its_own_error(name):
-    specimen = {**zoo.EXACT, **zoo.APPROXIMATE}[name]()
+    specimen = zoo.SHAPES[name]()
     target = Target(specimen.model, specimen.guide, *specimen.data)
     e = log_evidence(target, "quadrature", tolerance=1e-6)
     assert e.direction == "exact"

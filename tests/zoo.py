@@ -310,7 +310,6 @@ EXACT = {
 
 APPROXIMATE = {
     "wide guide": lambda: linear_gaussian(guide_scale=1.5),
-    "tanh decoder": tanh_decoder,
     "dependent support": dependent_support,
     "nested": nested,
     "nested and masked": lambda: nested(mask=True),
@@ -320,5 +319,11 @@ APPROXIMATE = {
 }
 """Specimens with another guide, whose weights average to p(x)."""
 
-SHAPES = {**EXACT, **APPROXIMATE, "convolutional": convolutional, "planar": lambda: other_family("planar")}
+SHAPES = {
+    **EXACT,
+    **APPROXIMATE,
+    "tanh decoder": tanh_decoder,
+    "convolutional": convolutional,
+    "planar": lambda: other_family("planar"),
+}
 """All of them."""

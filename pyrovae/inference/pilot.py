@@ -13,8 +13,9 @@ from pyrovae.inference.annealing import Kernel, Metric, Path, Plan, Point, arriv
 
 __all__ = ["Tuned", "tune"]
 
-FEWEST = 20  # temperatures of a pass
-SHARE = 8  # of the temperatures of the run, one in eight; two passes are a quarter
+ENOUGH = 20  # temperatures of a pass, as many as the run has if these are fewer
+FEWEST = 4
+SHARE = 8  # of the temperatures of a long run, one in eight; two passes are a quarter
 FIRST_BETA = 1e-4  # of the first pass, which knows nothing about the start
 
 # Gain of the step size: large at first, and then large enough to follow the temperature.
@@ -92,7 +93,7 @@ def tune(
         schedule: "adapted", "linear", "sigmoid" or "geometric".
         num_steps: leapfrog steps of every move, at least 1; more than 2 at 0.8 come near resonance.
         target_accept_prob: strictly between 0 and 1.
-        num_pilot_temperatures: of each pass, at least 4; if None, an eighth of T, but at least 20.
+        num_pilot_temperatures: of each pass, at least 4; if None, T up to 20, and an eighth of T from 160 on.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -108,9 +109,7 @@ def tune(
     >>> plan.metric.precision.round(), cost
     (tensor([[100., 100.]]), 82)
     """
-    count = (
-        max(FEWEST, num_temperatures // SHARE) if num_pilot_temperatures is None else num_pilot_temperatures
-    )
+    count = _pilot_size(num_temperatures) if num_pilot_temperatures is None else num_pilot_temperatures
     _check(position, num_temperatures, schedule, target_accept_prob, count)
     walk = partial(_walk, position, path, num_steps=num_steps, target_accept_prob=target_accept_prob)
     first = walk(_first_betas(position, count), None)
@@ -124,6 +123,10 @@ def tune(
     moves = num_temperatures - 1
     plan = Plan(betas, _frozen(second, betas[1:-1]).to(position), (num_steps,) * moves, metric)
     return Tuned(plan, 2 * (1 + count * num_steps))
+
+
+def _pilot_size(num_temperatures: int) -> int:
+    return max(FEWEST, min(ENOUGH, num_temperatures), num_temperatures // SHARE)
 
 
 def _walk(
@@ -228,7 +231,7 @@ def _check(
         raise ValueError(
             f"target_accept_prob must lie strictly between 0 and 1, but is {target_accept_prob}: 0.8 is usual"
         )
-    if num_pilot_temperatures < 4:
+    if num_pilot_temperatures < FEWEST:
         raise ValueError(
-            f"num_pilot_temperatures must be at least 4, but is {num_pilot_temperatures}: 20 are usual"
+            f"num_pilot_temperatures must be at least {FEWEST}, but is {num_pilot_temperatures}: 20 are usual"
         )
