@@ -94,13 +94,13 @@ MUTANTS = (
 )
 
 
-def move(step, state, step_size: float, num_steps: int, density=WHITENED):
+def move(step, state, step_size: float, num_steps: int, density=WHITENED, **options):
     noise = {
         "momentum": torch.randn_like(state.position),
         "log_uniform": torch.rand_like(state.log_density).log(),
     }
     sizes = torch.full_like(state.log_density, step_size)
-    return step(state, density, **noise, step_size=sizes, num_steps=num_steps)
+    return step(state, density, **noise, step_size=sizes, num_steps=num_steps, **options)
 
 
 def exact_start(num_draws: int = NUM_DRAWS) -> hmc.HMCState:
@@ -144,15 +144,108 @@ def test_invariance_catches_planted_bugs(mutant, step_size):
     assert not invariant
 
 
+def narrow(u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A Gaussian of precision 3, where rotations are stable up to e = 1.3065, at which cot(e / 2) = e."""
+    return -1.5 * u.square().sum(-1), -3.0 * u
+
+
+def unkicked(position, momentum, gradient, function, step_size, num_steps):
+    """Rotations with the last half kick left out."""
+    end, end_momentum = hmc.rotations(position, momentum, gradient, function, step_size, num_steps)
+    return end, end_momentum - 0.5 * step_size.unsqueeze(-1) * (end.gradient + end.position)
+
+
+def unpulled(position, momentum, gradient, function, step_size, num_steps):
+    """Rotations that kick by the whole gradient, so that the Gaussian part pulls twice."""
+
+    def shifted(u):
+        value, slope = function(u)
+        return value, slope - u
+
+    end, end_momentum = hmc.rotations(position, momentum, gradient - position, shifted, step_size, num_steps)
+    return end._replace(gradient=end.gradient + end.position), end_momentum
+
+
+def rotations_are_invariant(step, step_size: float, integrator=hmc.rotations) -> tuple[bool, float]:
+    state, rates = hmc.init(torch.randn(NUM_DRAWS, 3, dtype=torch.float64) / 3**0.5, narrow), []
+    for num_steps in ROTATIONS[step_size]:
+        state, info = move(step, state, step_size, num_steps, narrow, integrator=integrator)
+        rates.append(info.acceptance_rate.mean().item())
+    u = state.position * 3**0.5
+    means = chi2_is_plausible(NUM_DRAWS * u.mean(0).square(), 1)
+    squares = chi2_is_plausible(u.square().sum(), u.numel())
+    return means and squares, sum(rates) / len(rates)
+
+
+ROTATIONS = {0.8 * 1.3065: (1, 2, 3, 1, 2, 3, 2, 1), 0.98 * 1.3065: (9,) * 10}
+"""Steps at 0.8 and 0.98 of the stability limit."""
+
+
+@pytest.mark.parametrize("step_size", ROTATIONS)
+def test_exact_draws_stay_exact_under_rotations(step_size):
+    torch.manual_seed(0)
+    invariant, rate = rotations_are_invariant(hmc.step, step_size)
+    assert invariant
+    assert 0.5 < rate < 0.97
+
+
+@pytest.mark.parametrize(
+    ("mutant", "step_size"),
+    [
+        (mutant, size)
+        for mutant in (
+            scaled_momentum,
+            always_accepted,
+            inverted_acceptance,
+            forgotten_kinetic_energy,
+            stale_gradient,
+        )
+        for size in ROTATIONS
+        if mutant in (always_accepted, inverted_acceptance) or size < 1.1
+    ],
+)
+def test_invariance_of_rotations_catches_planted_bugs(mutant, step_size):
+    torch.manual_seed(0)
+    assert not rotations_are_invariant(mutant, step_size)[0]
+
+
+def test_invariance_of_rotations_catches_a_missing_kick():
+    torch.manual_seed(0)
+    assert not rotations_are_invariant(hmc.step, 0.8 * 1.3065, unkicked)[0]
+
+
+def test_a_gaussian_part_that_pulls_twice_is_still_right_but_rejected():
+    """A wrong force leaves the distribution alone; only acceptance shows it."""
+    torch.manual_seed(0)
+    rates = [rotations_are_invariant(hmc.step, 0.8 * 1.3065, each)[1] for each in (hmc.rotations, unpulled)]
+    assert rates[1] < 0.8 * rates[0]
+
+
 def acceptance_identity_holds(step) -> bool:
     """E min(1, exp(-dH)) = 2 P(dH < 0) for a reversible, volume-preserving proposal from exact draws."""
     _, info = move(step, exact_start(2 * NUM_DRAWS), 1.2, 1)
+    return identity_holds(info)
+
+
+def identity_holds(info: hmc.HMCInfo) -> bool:
     return means_agree(info.acceptance_rate - 2.0 * (info.energy_error < 0).double(), 0.0)
 
 
 def test_acceptance_identity():
     torch.manual_seed(0)
     assert acceptance_identity_holds(hmc.step)
+
+
+def rotated(step) -> hmc.HMCInfo:
+    start = hmc.init(torch.randn(2 * NUM_DRAWS, 3, dtype=torch.float64) / 3**0.5, narrow)
+    return move(step, start, 0.9, 1, narrow, integrator=hmc.rotations)[1]
+
+
+def test_acceptance_identity_of_rotations():
+    torch.manual_seed(0)
+    assert identity_holds(rotated(hmc.step))
+    for mutant in (scaled_momentum, forgotten_kinetic_energy):
+        assert not identity_holds(rotated(mutant))
 
 
 @pytest.mark.parametrize("mutant", [scaled_momentum, forgotten_kinetic_energy])
@@ -179,10 +272,15 @@ def test_leapfrog_is_reversible():
         return end, momentum - 0.5 * step_size.unsqueeze(-1) * end.gradient
 
     assert distance_after_return(hmc.leapfrog) < 1e-10
+    assert distance_after_return(hmc.rotations) < 1e-10
+    rows = {"stop_after": torch.arange(1, 51) % 20 + 1, "rotates": torch.arange(50) % 2 == 0}
+    assert distance_after_return(partial(hmc.rotations, **rows)) < 1e-10
+    assert distance_after_return(unkicked) > 1e-3
     assert distance_after_return(without_last_half_kick) > 1e-3
 
 
-def test_leapfrog_preserves_volume():
+@pytest.mark.parametrize("integrator", [hmc.leapfrog, hmc.rotations])
+def test_integrators_preserve_volume(integrator):
     def density(z):
         gradient = torch.stack([-(z[..., 0] ** 3) - 0.3 * z[..., 1], -(z[..., 1] ** 3) - 0.3 * z[..., 0]], -1)
         return quartic_log_density(z), gradient
@@ -190,7 +288,7 @@ def test_leapfrog_preserves_volume():
     def end(point):
         position, momentum = point.chunk(2, -1)
         _, gradient = density(position)
-        state, momentum = hmc.leapfrog(position, momentum, gradient, density, position.new_tensor(0.2), 7)
+        state, momentum = integrator(position, momentum, gradient, density, position.new_tensor(0.2), 7)
         return torch.cat([state.position, momentum])
 
     torch.manual_seed(0)
@@ -200,6 +298,11 @@ def test_leapfrog_preserves_volume():
 
 def test_energy_error_is_of_second_order():
     """Halving the step at the same integration time quarters the error."""
+    for integrator in (hmc.leapfrog, hmc.rotations):
+        check_order(integrator)
+
+
+def check_order(integrator) -> None:
     torch.manual_seed(0)
     density = hmc.with_gradient(quartic_log_density)
     state = hmc.init(torch.randn(2000, 2, dtype=torch.float64), density)
@@ -207,10 +310,41 @@ def test_energy_error_is_of_second_order():
     errors = []
     for halvings in (0, 1, 2):
         sizes = torch.full((2000,), 0.05 / 2**halvings, dtype=torch.float64)
-        _, info = hmc.step(state, density, **noise, step_size=sizes, num_steps=20 * 2**halvings)
+        _, info = hmc.step(
+            state, density, **noise, step_size=sizes, num_steps=20 * 2**halvings, integrator=integrator
+        )
         errors.append(info.energy_error.abs().mean().item())
     assert errors[0] / errors[1] == pytest.approx(4.0, rel=0.05)
     assert errors[1] / errors[2] == pytest.approx(4.0, rel=0.05)
+
+
+def test_rotations_are_exact_on_a_standard_normal():
+    torch.manual_seed(0)
+    start = hmc.init(torch.randn(50, 2, dtype=torch.float64), WHITENED_2D)
+    momentum, angle = torch.randn(50, 2, dtype=torch.float64), torch.full((50,), 1.3, dtype=torch.float64)
+    end, turned = hmc.rotations(start.position, momentum, start.gradient, WHITENED_2D, angle, 1)
+    torch.testing.assert_close(end.position, math.cos(1.3) * start.position + math.sin(1.3) * momentum)
+    torch.testing.assert_close(turned, math.cos(1.3) * momentum - math.sin(1.3) * start.position)
+
+
+def test_rows_rest_after_their_steps_and_rotate_or_not():
+    """A row in a batch ends where it would end alone, with its own integrator and number of steps."""
+    torch.manual_seed(0)
+    density = hmc.with_gradient(quartic_log_density)
+    start = hmc.init(torch.randn(4, 2, dtype=torch.float64), density)
+    momentum, sizes = torch.randn(4, 2, dtype=torch.float64), torch.linspace(0.1, 0.4, 4, dtype=torch.float64)
+    stops, rotates = torch.tensor([1, 3, 2, 3]), torch.tensor([True, False, False, True])
+    together, end = hmc.rotations(
+        start.position, momentum, start.gradient, density, sizes, 3, stop_after=stops, rotates=rotates
+    )
+    for row in range(4):
+        integrator = hmc.rotations if rotates[row] else hmc.leapfrog
+        one = slice(row, row + 1)
+        alone, alone_end = integrator(
+            start.position[one], momentum[one], start.gradient[one], density, sizes[one], int(stops[row])
+        )
+        torch.testing.assert_close(together.position[one], alone.position)
+        torch.testing.assert_close(end[one], alone_end)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 7])
@@ -371,7 +505,8 @@ class HostReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_transition_reads_no_tensor_and_can_be_traced():
+@pytest.mark.parametrize("integrator", [hmc.leapfrog, hmc.rotations])
+def test_a_transition_reads_no_tensor_and_can_be_traced(integrator):
     torch.manual_seed(0)
     state = hmc.init(torch.randn(5, 2, dtype=torch.float64), WHITENED_2D)
     noise = (torch.randn(5, 2, dtype=torch.float64), torch.rand(5, dtype=torch.float64).log())
@@ -385,6 +520,7 @@ def test_a_transition_reads_no_tensor_and_can_be_traced():
             log_uniform=log_uniform,
             step_size=step_size,
             num_steps=3,
+            integrator=integrator,
         )
 
     with HostReads() as reads:

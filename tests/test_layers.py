@@ -31,7 +31,7 @@ SIBLINGS = {
     "simulated": set(),
     "decomposition": {"evidence", "reference"},
     "reconstruction": set(),
-    "reference": {"gaussians"},
+    "reference": {"evidence", "gaussians"},
 }
 
 

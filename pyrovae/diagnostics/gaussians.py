@@ -12,7 +12,7 @@ from pyrovae.inference.laplace import Gaussian
 from pyrovae.seeding import seeded
 from pyrovae.target import Target
 
-__all__ = ["GAUSSIANS", "GaussianPosterior", "gaussian", "gaussian_posterior"]
+__all__ = ["GAUSSIANS", "Fitted", "GaussianPosterior", "fit_gaussian", "gaussian_posterior"]
 
 PILOT = 500  # draws of the guide that give its moments
 PROBES = 32  # points per datum at which a density is compared with its quadratic, half of them from the prior
@@ -26,7 +26,17 @@ class GaussianPosterior(NamedTuple):
     log_evidence: Float[Tensor, " n"]
 
 
-def gaussian(target: Target, name: str) -> Gaussian:
+class Fitted(NamedTuple):
+    """A Gaussian per datum, and what it took."""
+
+    gaussian: Gaussian
+    guide: Gaussian
+    """The guide's moments."""
+    num_gradient_evaluations: int
+    """Per datum; a curvature counts as D."""
+
+
+def fit_gaussian(target: Target, name: str) -> Fitted:
     """The Gaussian called `name` in `GAUSSIANS`; draws of the guide come from the current random state.
 
     Raises:
@@ -34,7 +44,7 @@ def gaussian(target: Target, name: str) -> Gaussian:
     """
     if name not in GAUSSIANS:
         raise ValueError(f"unknown Gaussian {name!r} of a datum: choose one of {', '.join(GAUSSIANS)}")
-    return GAUSSIANS[name](target)
+    return GAUSSIANS[name](target, laplace.from_draws(target.sample_guide(PILOT).z))
 
 
 def gaussian_posterior(target: Target, *, seed: int = 0) -> GaussianPosterior:
@@ -81,21 +91,21 @@ def _check_quadratic(excess: Float[Tensor, "k n"], info: Tensor) -> None:
         )
 
 
-def _guide_moments(target: Target) -> Gaussian:
-    return laplace.from_draws(target.sample_guide(PILOT).z)
+def _guide(target: Target, guide: Gaussian) -> Fitted:
+    return Fitted(guide, guide, 0)
 
 
-def _laplace(target: Target) -> Gaussian:
+def _laplace(target: Target, guide: Gaussian) -> Fitted:
     """Laplace's Gaussian, and the guide's moments for data at which it is not usable."""
-    fallback = _guide_moments(target)
     density = hmc.with_gradient(lambda z: target.log_joint(z[None])[0])
-    fitted = laplace.fit_laplace(density, target.curvature, fallback.loc)
-    usable = fitted.is_usable
-    return Gaussian(
-        torch.where(usable[:, None], fitted.gaussian.loc, fallback.loc),
-        torch.where(usable[:, None, None], fitted.gaussian.scale_tril, fallback.scale_tril),
+    fit = laplace.fit_laplace(density, target.curvature, guide.loc)
+    usable = fit.is_usable
+    found = Gaussian(
+        torch.where(usable[:, None], fit.gaussian.loc, guide.loc),
+        torch.where(usable[:, None, None], fit.gaussian.scale_tril, guide.scale_tril),
     )
+    return Fitted(found, guide, (fit.num_steps + 1) * (1 + target.dim))
 
 
-GAUSSIANS = {"laplace": _laplace, "guide": _guide_moments}
+GAUSSIANS = {"laplace": _laplace, "guide": _guide}
 """Every way to a Gaussian per datum, by name."""

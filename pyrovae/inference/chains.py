@@ -1,31 +1,38 @@
-"""Many chains for many data at once: warm-up, then draws; the only sampling loop."""
+"""Draws of many chains for many data at once, after the warm-up: the loop, what it keeps and what it counts."""
 
-import itertools
-import math
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pyrovae.inference import hmc, warmup
+from pyrovae.inference import trajectory
 from pyrovae.inference.hmc import HMCInfo, HMCState, LogDensityAndGradient
+from pyrovae.inference.trajectory import Move, Noise
 
-__all__ = ["Chains", "Progress", "sample_chains"]
+__all__ = ["Chains", "Draws", "Totals", "bfmi", "joined", "rows", "sample_chains", "thinned"]
 
-Progress = Callable[[int, int], object]
-
-# A trajectory of fixed length resonates with a Gaussian of matching width: it comes back to where it began. These
-# multiples of the trajectory length gave the most effective draws a gradient for z and z^2 together.
-SHORTEST, LONGEST = 0.6, 1.4
-GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
-WINDOW = 10  # warm-up transitions between two looks at the step sizes; each look waits for the device
+ENERGY_FLOOR = 1e-12  # a chain that never moves has no energies to compare
 
 
-class Chains(NamedTuple):
-    """Draws and what was seen on the way, for C chains, T draws, N data and D coordinates."""
+class Totals(NamedTuple):
+    """Sums over all transitions, kept or not, of C chains for N data."""
+
+    num_transitions: int
+    num_gradient_evaluations: int
+    """Per chain and datum."""
+    num_divergent: Int[Tensor, " n"]
+    acceptance_rate: Float[Tensor, "c n"]
+    energy: Float[Tensor, "3 c n"]
+    """Of the energy less `origin`, of its square, and of the square of its change; float64."""
+    origin: Float[Tensor, "c n"]
+    num_changes: int
+    """How many changes of the energy were seen: one fewer than transitions, each time the loop ran."""
+
+
+class Draws(NamedTuple):
+    """T kept draws of C chains for N data with D coordinates, and what was seen on the way."""
 
     position: Float[Tensor, "c t n d"]
     log_density: Float[Tensor, "c t n"]
@@ -34,220 +41,173 @@ class Chains(NamedTuple):
     energy_error: Float[Tensor, "c t n"]
     """Of the proposal, kept or not; +inf where it was not finite."""
     diverging: Bool[Tensor, "c t n"]
-    num_steps: Int[Tensor, " t"]
-    step_size: Float[Tensor, " n"]
-    """Frozen after warm-up; each transition multiplies all of them by one number in (0, 1]."""
-    num_gradient_evaluations: int
-    """Per chain and datum, with the start and the warm-up."""
-    num_warmup_gradient_evaluations: int
-    """Per chain and datum, of the start and the warm-up alone."""
+    num_steps: Int[Tensor, "c t n"]
+    step_size: Float[Tensor, "c t n"]
 
 
-class _Move(NamedTuple):
-    num_steps: int
-    scale: float
+class Chains(NamedTuple):
+    """Chains that can be run on: what was kept, where they stand, what was counted."""
+
+    draws: Draws
+    state: HMCState
+    totals: Totals
 
 
 def sample_chains(
     log_density_and_gradient: LogDensityAndGradient,
-    position: Float[Tensor, "c n d"],
+    state: HMCState,
+    step_size: Float[Tensor, " n"],
+    rotates: Bool[Tensor, " n"],
     *,
-    num_samples: int,
-    warmup_steps: int,
-    trajectory_length: float = math.pi / 2,
-    target_accept_prob: float = 0.8,
-    max_num_steps: int = 32,
-    progress: Progress | None = None,
+    times: Sequence[float],
+    num_steps: int,
+    noise: Callable[[], Noise],
+    thinning: int = 1,
+    made: int = 0,
+    progress: Callable[[], object] | None = None,
 ) -> Chains:
-    """Draw from N densities at once by Hamiltonian Monte Carlo, C chains each, from whitened starts.
+    """Make one transition for each of `times` with frozen settings, and keep every `thinning`-th state.
 
-    Every datum has its own step size and every row its own acceptance. All rows share the number of leapfrog steps:
-    with a phase drawn for each transition, time = phase * trajectory_length, num_steps = ceil(time / median step
-    size), and every step size is multiplied by time / (num_steps * median), so that the integration time is
-    continuous. Phases are a golden-ratio sequence in (0.6, 1.4) from a random start. Warm-up moves in the same way.
-
-    A trajectory of pi / 2 makes draws from a whitened Gaussian nearly independent. Where a posterior is far wider or
-    narrower than its whitening says, chains mix slowly or are rejected; look at R-hat and effective sample size.
+    Every datum has its own step size and every row its own acceptance; a datum whose step is long enough makes fewer
+    steps than others. Reads no tensor: what is slow on a device is only the density.
 
     Args:
         log_density_and_gradient: [C, N, D] -> [C, N], [C, N, D]; rows independent, results detached. It may be shown
             positions that are not finite, and must return.
-        position: where chains start; finite, with finite log density and gradient.
-        num_samples: draws kept of each chain, at least 1.
-        warmup_steps: transitions that adapt step sizes and are not kept, at least 1.
-        trajectory_length: mean integration time, above 0, in standard deviations of the whitened posterior.
-        target_accept_prob: mean acceptance rate wanted for every datum, strictly between 0 and 1.
-        max_num_steps: most leapfrog steps of a transition, at least 1.
-        progress: called as progress(done, total) after every transition.
+        state: where chains stand.
+        step_size: largest step of each datum, above 0.
+        rotates: where `hmc.rotations` rotates.
+        times: integration times, above 0; at least 1 of them.
+        num_steps: most steps of a transition, at least 1; data that need more for its time have shorter trajectories.
+        noise: called once a transition.
+        thinning: at least 1.
+        made: transitions that were made before; kept are those whose number among all is a multiple of `thinning`.
+        progress: called after every transition.
 
     Raises:
-        ValueError: if an argument is out of range, or a start is not finite.
+        ValueError: if a number is out of its range.
 
-    Source of the sequence of phases: Hoffman, Radul and Sountsov 2021, with a golden-ratio sequence for their Halton
-    sequence.
-
+    >>> from pyrovae.inference import hmc
     >>> _ = torch.manual_seed(0)
     >>> density = hmc.with_gradient(lambda u: -0.5 * u.square().sum(-1))
-    >>> chains = sample_chains(density, torch.randn(4, 3, 2), num_samples=100, warmup_steps=50)
-    >>> chains.position.shape
-    torch.Size([4, 100, 3, 2])
+    >>> state = hmc.init(torch.randn(4, 3, 2), density)
+    >>> times, noise = trajectory.times(100, 1.6), lambda: trajectory.draw_noise(state.position)
+    >>> sizes, rotates = torch.full((3,), 2.0), torch.ones(3).bool()
+    >>> chains = sample_chains(density, state, sizes, rotates, times=times, num_steps=1, noise=noise)
+    >>> chains.draws.position.shape, chains.totals.num_gradient_evaluations
+    (torch.Size([4, 100, 3, 2]), 100)
     """
-    _check_options(num_samples, warmup_steps, trajectory_length, target_accept_prob, max_num_steps)
-    _check_position(position)
-    state = hmc.init(position, log_density_and_gradient)
-    _check_start(state)
-    total = warmup_steps + num_samples
-    phases = _phases(total)
-    plan = partial(_plan, trajectory_length=trajectory_length, max_num_steps=max_num_steps)
-    move = partial(
-        _transition, log_density_and_gradient=log_density_and_gradient, tick=_ticker(progress, total)
-    )
-    state, step_size, num_warmup = _warm_up(state, phases[:warmup_steps], plan, move, target_accept_prob)
-    typical = float(step_size.median())
-    moves = [plan(phase, typical) for phase in phases[warmup_steps:]]
-    return _draw(state, step_size, moves, move, num_warmup + 1)
-
-
-def _warm_up(
-    state: HMCState,
-    phases: list[float],
-    plan: Callable[[float, float], _Move],
-    transition: Callable[[HMCState, Tensor, _Move], tuple[HMCState, HMCInfo]],
-    target_accept_prob: float,
-) -> tuple[HMCState, Float[Tensor, " n"], int]:
-    adaptation = warmup.init(warmup.initial_step_size(state.position))
-    num_gradients = 0
-    for start in range(0, len(phases), WINDOW):
-        typical = float(warmup.step_size(adaptation).median())
-        for phase in phases[start : start + WINDOW]:
-            move = plan(phase, typical)
-            state, info = transition(state, warmup.step_size(adaptation), move)
-            adaptation = warmup.update(adaptation, info.acceptance_rate, target_accept_prob)
-            num_gradients += move.num_steps
-    return state, warmup.final_step_size(adaptation), num_gradients
-
-
-def _draw(
-    state: HMCState,
-    step_size: Float[Tensor, " n"],
-    moves: list[_Move],
-    transition: Callable[[HMCState, Tensor, _Move], tuple[HMCState, HMCInfo]],
-    num_warmup_gradients: int,
-) -> Chains:
-    num_chains, num_data, dim = state.position.shape
-    shape = (num_chains, len(moves), num_data)
-    position = state.position.new_empty((*shape, dim))
-    log_density, acceptance_rate, energy, energy_error = (
-        state.log_density.new_empty(shape) for _ in range(4)
-    )
-    diverging = torch.empty(shape, dtype=torch.bool, device=position.device)
-    for t, move in enumerate(moves):
-        state, info = transition(state, step_size, move)
-        position[:, t], log_density[:, t] = state.position, state.log_density
-        acceptance_rate[:, t], diverging[:, t] = info.acceptance_rate, info.diverging
-        energy[:, t], energy_error[:, t] = info.energy, info.energy_error
-    num_steps = torch.tensor([move.num_steps for move in moves], device=position.device)
-    return Chains(
-        position,
-        log_density,
-        acceptance_rate,
-        energy,
-        energy_error,
-        diverging,
-        num_steps,
-        step_size,
-        num_gradient_evaluations=num_warmup_gradients + sum(move.num_steps for move in moves),
-        num_warmup_gradient_evaluations=num_warmup_gradients,
-    )
-
-
-def _transition(
-    state: HMCState,
-    step_size: Float[Tensor, " n"],
-    move: _Move,
-    *,
-    log_density_and_gradient: LogDensityAndGradient,
-    tick: Callable[[], object],
-) -> tuple[HMCState, HMCInfo]:
-    result = hmc.step(
-        state,
-        log_density_and_gradient,
-        momentum=torch.randn_like(state.position),
-        log_uniform=-torch.empty_like(state.log_density).exponential_(),
-        step_size=(move.scale * step_size).expand_as(state.log_density),
-        num_steps=move.num_steps,
-    )
-    tick()
-    return result
-
-
-def _plan(phase: float, typical_step: float, *, trajectory_length: float, max_num_steps: int) -> _Move:
-    # The longest time is one that fits between 1 and max_num_steps full steps. All times shrink or grow with it, so
-    # that neither limit takes the jitter away.
-    longest = min(max(LONGEST * trajectory_length, typical_step), max_num_steps * typical_step)
-    steps = phase / LONGEST * longest / typical_step
-    num_steps = min(max(math.ceil(steps), 1), max_num_steps)
-    return _Move(num_steps, steps / num_steps)
-
-
-def _phases(count: int) -> list[float]:
-    # Drawn on the host, whatever the device: the number of steps is a Python number. Points of a golden-ratio
-    # sequence cover the interval more evenly than independent ones, and are as blind to the state.
-    start = float(torch.rand((), dtype=torch.float64))
-    return [SHORTEST + (LONGEST - SHORTEST) * ((start + GOLDEN * t) % 1.0) for t in range(count)]
-
-
-def _ticker(progress: Progress | None, total: int) -> Callable[[], object]:
-    if progress is None:
-        return lambda: None
-    done = itertools.count(1)
-    return lambda: progress(next(done), total)
-
-
-def _check_options(
-    num_samples: int,
-    warmup_steps: int,
-    trajectory_length: float,
-    target_accept_prob: float,
-    max_num_steps: int,
-) -> None:
-    for name, count, advice in (
-        ("num_samples", num_samples, "ask for draws to keep"),
-        ("warmup_steps", warmup_steps, "step sizes are found in warm-up; 200 transitions are usual"),
-        ("max_num_steps", max_num_steps, "32 is usual"),
+    for name, count in (
+        ("thinning", thinning),
+        ("num_steps", num_steps),
+        ("the number of times", len(times)),
     ):
         if count < 1:
-            raise ValueError(f"{name} must be at least 1, but is {count}: {advice}")
-    if not 0.0 < target_accept_prob < 1.0:
-        raise ValueError(
-            f"target_accept_prob must lie strictly between 0 and 1, but is {target_accept_prob}: 0.8 is usual"
-        )
-    if not 0.0 < trajectory_length < math.inf:
-        raise ValueError(
-            f"trajectory_length must be above 0 and finite, but is {trajectory_length}: pi / 2 suits whitened positions"
-        )
+            raise ValueError(f"{name} must be at least 1, but is {count}: 1 is the least")
+    totals = _no_totals(state)
+    kept: list[tuple[HMCState, HMCInfo, Move]] = []
+    before = None
+    for t, time in enumerate(times):
+        move = trajectory.plan(time, step_size, num_steps, rotates)
+        state, info = trajectory.transition(state, log_density_and_gradient, move, noise())
+        totals, before = _counted(totals, info, before, move.num_steps)
+        if (made + t + 1) % thinning == 0:
+            kept.append((state, info, move))
+        if progress is not None:
+            progress()
+    return Chains(_stacked(kept, state), state, totals)
 
 
-def _check_position(position: Tensor) -> None:
-    if position.ndim != 3 or position.numel() == 0:
-        raise ValueError(
-            f"position must have shape [chains, data, dimensions], none of them 0, but has {tuple(position.shape)}"
-        )
-    if not bool(position.isfinite().all()):
-        raise ValueError(
-            f"position must be finite, but is not at {_first(~position.isfinite().all(-1))}: start elsewhere"
-        )
+def joined(first: Chains, second: Chains) -> Chains:
+    """The same chains, run on: the draws of both, where the second stands, the sums of both."""
+    draws = Draws(*(torch.cat(pair, 1) for pair in zip(first.draws, second.draws, strict=True)))
+    a, b = first.totals, second.totals
+    origin = a.origin  # sums of the second are moved to it
+    shift, count = b.origin - a.origin, b.num_transitions
+    energy, square, change = b.energy
+    moved = torch.stack(
+        [energy + count * shift, square + 2 * shift * energy + count * shift.square(), change]
+    )
+    totals = Totals(
+        a.num_transitions + count,
+        a.num_gradient_evaluations + b.num_gradient_evaluations,
+        a.num_divergent + b.num_divergent,
+        a.acceptance_rate + b.acceptance_rate,
+        a.energy + moved,
+        origin,
+        a.num_changes + b.num_changes,
+    )
+    return Chains(draws, second.state, totals)
 
 
-def _check_start(state: HMCState) -> None:
-    is_bad = ~(state.log_density.isfinite() & state.gradient.isfinite().all(-1))
-    if bool(is_bad.any()):
-        raise ValueError(
-            "log density and gradient must be finite where chains start, but are not at "
-            f"{_first(is_bad)}: start those chains elsewhere, or check the model there"
-        )
+def rows(chains: Chains, index: Int[Tensor, " m"]) -> Chains:
+    """The chains of the data at `index`."""
+    draws = Draws(*(each[:, :, index] for each in chains.draws))
+    t = chains.totals
+    totals = t._replace(
+        num_divergent=t.num_divergent[index],
+        acceptance_rate=t.acceptance_rate[:, index],
+        energy=t.energy[..., index],
+        origin=t.origin[:, index],
+    )
+    return Chains(draws, HMCState(*(each[:, index] for each in chains.state)), totals)
 
 
-def _first(is_bad: Bool[Tensor, "c n"]) -> str:
-    chain, datum = is_bad.nonzero()[0].tolist()
-    return f"chain {chain}, datum {datum} (and {int(is_bad.sum()) - 1} more)"
+def thinned(chains: Chains) -> Chains:
+    """The same chains with every other draw: the second, the fourth, ..."""
+    return chains._replace(draws=Draws(*(each[:, 1::2] for each in chains.draws)))
+
+
+def bfmi(totals: Totals) -> Float[Tensor, "c n"]:
+    """Give the fraction of the energy's variance that one new momentum makes up, E (change)^2 / Var energy, per chain.
+
+    Near 1 where all is well; below 0.3 chains climb the tails of a density too slowly to see them. 0 for a chain that
+    never moved.
+
+    Source: Betancourt 2016.
+    """
+    mean, square = totals.energy[:2] / totals.num_transitions
+    change = totals.energy[2] / max(totals.num_changes, 1)
+    return change / (square - mean.square()).clamp(min=ENERGY_FLOOR)
+
+
+def _no_totals(state: HMCState) -> Totals:
+    origin = -state.log_density.double()
+    zeros = torch.zeros_like(origin)
+    count = torch.zeros(origin.shape[-1], dtype=torch.long, device=origin.device)
+    return Totals(0, 0, count, torch.zeros_like(state.log_density), zeros.expand(3, *zeros.shape), origin, 0)
+
+
+def _counted(
+    totals: Totals, info: HMCInfo, before: Tensor | None, num_steps: int
+) -> tuple[Totals, Float[Tensor, "c n"]]:
+    energy = info.energy.double() - totals.origin
+    change = torch.zeros_like(energy) if before is None else energy - before
+    totals = Totals(
+        totals.num_transitions + 1,
+        totals.num_gradient_evaluations + num_steps,
+        totals.num_divergent + info.diverging.sum(0),
+        totals.acceptance_rate + info.acceptance_rate,
+        totals.energy + torch.stack([energy, energy.square(), change.square()]),
+        totals.origin,
+        totals.num_changes + (before is not None),
+    )
+    return totals, energy
+
+
+def _stacked(kept: list[tuple[HMCState, HMCInfo, Move]], state: HMCState) -> Draws:
+    num_chains, num_data, dim = state.position.shape
+    if not kept:
+        none = state.position.new_empty((num_chains, 0, num_data))
+        position = none.new_empty((num_chains, 0, num_data, dim))
+        return Draws(position, none, none, none, none, none.bool(), none.long(), none)
+    states, infos, moves = zip(*kept, strict=True)
+    of_data = (torch.stack([getattr(move, name) for move in moves]) for name in ("stop_after", "step_size"))
+    return Draws(
+        *(torch.stack([getattr(each, name) for each in states], 1) for name in ("position", "log_density")),
+        *(
+            torch.stack([getattr(each, name) for each in infos], 1)
+            for name in ("acceptance_rate", "energy", "energy_error", "diverging")
+        ),
+        *(each.expand(num_chains, *each.shape) for each in of_data),
+    )

@@ -4,16 +4,18 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 __all__ = [
     "HMCInfo",
     "HMCState",
+    "Integrator",
     "LogDensity",
     "LogDensityAndGradient",
     "init",
     "leapfrog",
+    "rotations",
     "step",
     "with_gradient",
 ]
@@ -44,6 +46,11 @@ class HMCInfo(NamedTuple):
     """Hamiltonian of the point that was kept, with the momentum it was reached with."""
     energy_error: Float[Tensor, " *b"]
     """Hamiltonian of the proposal minus that of the start; +inf where the proposal is not finite."""
+
+
+Integrator = Callable[[Tensor, Tensor, Tensor, LogDensityAndGradient, Tensor, int], tuple[HMCState, Tensor]]
+"""Position, momentum, gradient, density, step size and number of steps to a state and its momentum: `leapfrog` or
+`rotations`; time-reversible, and preserves volume."""
 
 
 def with_gradient(log_density: LogDensity) -> LogDensityAndGradient:
@@ -85,6 +92,7 @@ def step(
     log_uniform: Float[Tensor, " *b"],
     step_size: Float[Tensor, " *b"],
     num_steps: int,
+    integrator: Integrator | None = None,
 ) -> tuple[HMCState, HMCInfo]:
     """Make one transition that leaves exp(log density) invariant in every row, each accepted or not on its own.
 
@@ -100,7 +108,8 @@ def step(
         momentum: standard normal noise.
         log_uniform: logarithms of uniform noise, at most 0; one a row.
         step_size: above 0, in units of the posterior's standard deviation if positions are whitened.
-        num_steps: leapfrog steps, at least 1; the number of gradients that the transition costs.
+        num_steps: steps of the integrator, at least 1; the number of gradients that the transition costs.
+        integrator: `leapfrog` if None; `rotations` suits positions that are whitened well.
 
     Returns:
         The next state, and the HMCInfo of this transition.
@@ -118,7 +127,8 @@ def step(
     >>> bool(info.acceptance_rate.mean() > 0.9)
     True
     """
-    end, end_momentum = leapfrog(
+    integrate = leapfrog if integrator is None else integrator
+    end, end_momentum = integrate(
         state.position, momentum, state.gradient, log_density_and_gradient, step_size, num_steps
     )
     # Differences before sums: both energies may be thousands of nats, and their difference is what counts.
@@ -173,6 +183,58 @@ def leapfrog(
         position = torch.addcmul(position, full_step, momentum)
         log_density, gradient = log_density_and_gradient(position)
         momentum = torch.addcmul(momentum, full_step if remaining else half_step, gradient)
+    return HMCState(position, log_density, gradient), momentum
+
+
+def rotations(
+    position: Float[Tensor, "*b d"],
+    momentum: Float[Tensor, "*b d"],
+    gradient: Float[Tensor, "*b d"],
+    log_density_and_gradient: LogDensityAndGradient,
+    step_size: Float[Tensor, " *b"],
+    num_steps: int,
+    *,
+    stop_after: Int[Tensor, " *b"] | None = None,
+    rotates: Bool[Tensor, " *b"] | None = None,
+) -> tuple[HMCState, Float[Tensor, "*b d"]]:
+    """Integrate the same equations as `leapfrog`, exactly where the density is a standard normal.
+
+    Kick p += e/2 (g(q) + q), rotate (q, p) by the angle e, kick again: log density = -|q|^2 / 2 + rest, and only the
+    rest is approximated. On whitened positions one step of pi / 2, one gradient, gives a nearly independent draw where
+    the leapfrog needs two or three. Time-reversible, preserves volume, and errs by O(e^2) times the rest; on a Gaussian
+    of precision P stable while |cos e - (P - 1) e/2 sin e| < 1, that is up to P = 2.27 at e = pi / 2.
+
+    Args:
+        stop_after: steps after which a row rests, at least 1; rows then have trajectories of different lengths.
+        rotates: False in rows that are to be integrated as by `leapfrog`: far from the origin, in another mode say,
+            the rest is large where the density itself is flat.
+
+    Raises:
+        ValueError: if `num_steps` is below 1.
+
+    Source: Beskos, Pinski, Sanz-Serna and Stuart 2011; Shahbaba, Lan, Johnson and Neal 2014.
+
+    >>> density = with_gradient(lambda z: -0.5 * z.square().sum(-1))
+    >>> start, time = init(torch.tensor([[1.0]]), density), torch.tensor([1.0])
+    >>> end, momentum = rotations(*start[:1], torch.zeros(1, 1), start.gradient, density, time, 1)
+    >>> bool((end.position - torch.cos(time)).abs() < 1e-6)
+    True
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, but is {num_steps}: give a longer trajectory")
+    angle, turns = step_size.unsqueeze(-1), torch.ones_like(step_size, dtype=torch.bool).unsqueeze(-1)
+    if rotates is not None:
+        turns = rotates.unsqueeze(-1)
+    log_density = gradient[..., 0]
+    for i in range(num_steps):
+        if stop_after is not None:
+            angle = torch.where(i < stop_after, step_size, 0.0).unsqueeze(-1)
+        cosine = torch.where(turns, angle.cos(), 1.0)
+        forth, back = torch.where(turns, angle.sin(), angle), torch.where(turns, angle.sin(), 0.0)
+        momentum = torch.addcmul(momentum, 0.5 * angle, torch.where(turns, gradient + position, gradient))
+        position, momentum = cosine * position + forth * momentum, cosine * momentum - back * position
+        log_density, gradient = log_density_and_gradient(position)
+        momentum = torch.addcmul(momentum, 0.5 * angle, torch.where(turns, gradient + position, gradient))
     return HMCState(position, log_density, gradient), momentum
 
 

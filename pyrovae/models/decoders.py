@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyrovae.models.collapsed import CollapsedLikelihood, split_last
 from pyrovae.models.linear import (
     GaussianPosterior,
     LinearGaussian,
@@ -17,7 +18,7 @@ from pyrovae.models.linear import (
     linear_log_evidence,
     linear_posterior,
 )
-from pyrovae.models.networks import check_width, row_outputs
+from pyrovae.models.networks import check_width, halves, row_outputs
 from pyrovae.models.noise import NOISES, FixedNoise, HeteroscedasticNoise, ScaleFloorWarning, SharedNoise
 
 __all__ = [
@@ -100,7 +101,7 @@ class GaussianDecoder(nn.Module):
     def _outputs(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         flat = row_outputs(self.net, z)
         if isinstance(self.noise, HeteroscedasticNoise):
-            flat = _halves(flat)
+            flat = halves(flat)
         elif len(flat) != 1:
             raise TypeError(
                 f"the decoder's net must return one tensor, got {len(flat)}; for a net that returns "
@@ -108,6 +109,17 @@ class GaussianDecoder(nn.Module):
             )
         loc, *rest = (out.reshape(z.shape[:-1] + out.shape[1:]) for out in flat)
         return loc, rest[0] if rest else None
+
+    def prepare_likelihood(self, x: Tensor) -> CollapsedLikelihood | None:
+        """log p(x | z) of these rows as a function of z `[K, N, D]`, whose cost per draw does not grow with X.
+
+        None unless the net ends in a linear layer that gives rows `[n, X]`, and the noise does not depend on z.
+        """
+        split = split_last(self.net)
+        is_row = split is not None and x.dim() == 2 and x.shape[1] == split[1].out_features
+        if not is_row or isinstance(self.noise, HeteroscedasticNoise):
+            return None
+        return CollapsedLikelihood(self.net, self.noise, x)
 
     def update_noise(self, draws: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Show the noise the network's output at `draws`, blocks of (x `[n, *event]`, z `[n, D]` from the guide).
@@ -235,6 +247,9 @@ class StudentTDecoder(GaussianDecoder):
             )
         self.df = float(df)
 
+    def prepare_likelihood(self, x: Tensor) -> None:
+        """None: the density wants every residual of its own."""
+
     def _family(self, loc: Tensor, scale: Tensor) -> Any:
         return dist.StudentT(self.df, loc, scale)
 
@@ -279,15 +294,3 @@ class BernoulliDecoder(nn.Module):
             f"a Bernoulli decoder wants data of 0 and 1, got {bad:g} in row {row}; binarize the data, "
             "(x > 0.5).float() or torch.bernoulli(x) for intensities in [0, 1], or use a Gaussian decoder"
         )
-
-
-def _halves(flat: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    if len(flat) == 1 and flat[0].dim() > 1 and flat[0].shape[1] % 2 == 0:
-        return flat[0].chunk(2, 1)
-    if len(flat) == 2 and flat[0].shape == flat[1].shape:
-        return tuple(flat)
-    raise ValueError(
-        "with noise='heteroscedastic' the decoder's net must return (loc, log_variance) of one shape, or one tensor "
-        f"with axis 1 twice as long as the data's, got {' and '.join(str(tuple(out.shape)) for out in flat)}; "
-        "make its last layer twice as wide"
-    )

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-__all__ = ["ACTIVATIONS", "Residual", "mlp", "row_outputs"]
+__all__ = ["ACTIVATIONS", "Residual", "halves", "mlp", "row_outputs"]
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -99,6 +99,19 @@ def row_outputs(net: nn.Module, z: Tensor) -> tuple[Tensor, ...]:
                 f"{len(rows)} rows; keep the first axis of its input as the first axis of its output"
             )
     return flat
+
+
+def halves(flat: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """loc and log variance in what a heteroscedastic decoder's net returned, see `row_outputs`."""
+    if len(flat) == 1 and flat[0].dim() > 1 and flat[0].shape[1] % 2 == 0:
+        return flat[0].chunk(2, 1)
+    if len(flat) == 2 and flat[0].shape == flat[1].shape:
+        return tuple(flat)
+    raise ValueError(
+        "with noise='heteroscedastic' the decoder's net must return (loc, log_variance) of one shape, or one tensor "
+        f"with axis 1 twice as long as the data's, got {' and '.join(str(tuple(out.shape)) for out in flat)}; "
+        "make its last layer twice as wide"
+    )
 
 
 def check_activation(activation: object) -> None:

@@ -1,6 +1,6 @@
 """The variational autoencoder: a prior, a decoder and an encoder as one Pyro model and guide."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,6 +10,7 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 from pyrovae.models.build import DECODERS, ENCODERS, NETWORKS, PRIORS, REFUSED, Recipe, make_parts
+from pyrovae.models.collapsed import Frozen
 from pyrovae.models.priors import VampPrior
 from pyrovae.seeding import seeded
 
@@ -25,6 +26,10 @@ class VAE(PyroModule):
     `vae.model` and `vae.guide` are ordinary Pyro callables: they run under `pyro.infer.SVI`, `Predictive` and
     `MCMC` as well as under this package. Both open the plate "data" over the rows of x; the latent site is
     "z", the observed one "x". Rows are independent, so any number of them may be passed, also repeated.
+
+    Where the decoder is Gaussian with noise that does not depend on z, and its net is an `nn.Sequential` (or `mlp`)
+    that ends in `nn.Linear`, a `Target` of this model decodes no z: by `prepare_terms` the cost of log p(x, z) per
+    draw does not grow with the size of x, see `pyrovae.models.collapsed`.
 
     Args:
         prior: a module; `prior()` is the distribution of one z.
@@ -69,10 +74,7 @@ class VAE(PyroModule):
             ValueError: the rows of x do not have the shape that the decoder returns, or values that its
                 likelihood does not allow.
         """
-        self._check(x)
-        check_data = getattr(self.decoder, "check_data", None)
-        if callable(check_data):
-            check_data(x)
+        self._check_model_data(x)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", self.prior())
             likelihood = self.decoder(z)
@@ -85,6 +87,20 @@ class VAE(PyroModule):
         self._check(x)
         with pyro.plate("data", len(x)):
             pyro.sample("z", self.encoder(x))
+
+    def prepare_terms(self, x: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:
+        """z `[K, N, D]` -> (log p(z), log p(x | z)), each `[K, N]`, of these rows, prepared once: see `Target`.
+
+        None unless the decoder has `prepare_likelihood` and prepares these rows. Differentiable in z, and in z alone.
+        """
+        self._check_model_data(x)
+        prepare = getattr(self.decoder, "prepare_likelihood", None)
+        likelihood = prepare(x) if callable(prepare) else None
+        if likelihood is None:
+            return None
+        parts = (self.prior, self.encoder) if isinstance(self.prior, VampPrior) else (self.prior,)
+        prior = Frozen(parts, lambda z: self.prior().log_prob(z))
+        return lambda z: (prior.frozen(z.flatten(0, 1)).unflatten(0, z.shape[:2]), likelihood(z))
 
     def end_epoch(self, *data: Tensor) -> None:
         """Called by `fit` after each epoch: shows draws to the decoder's noise, then calls the parts that want it."""
@@ -103,6 +119,12 @@ class VAE(PyroModule):
             with torch.no_grad():
                 z = self.encoder(block).sample()
             yield block, z
+
+    def _check_model_data(self, x: Tensor) -> None:
+        self._check(x)
+        check_data = getattr(self.decoder, "check_data", None)
+        if callable(check_data):
+            check_data(x)
 
     def _check(self, x: Tensor) -> None:
         if not x.is_floating_point():

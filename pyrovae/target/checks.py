@@ -20,6 +20,7 @@ __all__ = [
     "check_guide_sites",
     "check_model_sites",
     "check_same_sites",
+    "check_shape",
     "is_close",
 ]
 
@@ -166,6 +167,14 @@ def _is_per_datum(site: Any, plate: str, num_data: int) -> bool:
     shape = site["value"].shape
     axis = dims[0] - event_dim
     return len(shape) >= -axis and shape[axis] == num_data > 1
+
+
+def check_shape(target: "Target", z: Tensor) -> None:
+    """z has the rows and coordinates of the target."""
+    if z.dim() != 3 or z.shape[1:] != (target.num_data, target.dim):
+        raise ValueError(
+            f"z must have the shape [K, N, D] = [K, {target.num_data}, {target.dim}], not {list(z.shape)}"
+        )
 
 
 def check_densities(target: "Target") -> bool:

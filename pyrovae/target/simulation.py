@@ -1,4 +1,4 @@
-"""Which observed site belongs to which argument of the model, and new data in those arguments' shapes."""
+"""Draws of (z, data) from a model: which observed site belongs to which argument, and data in the arguments' shapes."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -8,12 +8,31 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
-from pyrovae.target.handlers import is_observed
+from pyrovae.seeding import seeded
+from pyrovae.target.draws import Simulation
+from pyrovae.target.handlers import Score, Simulate, is_observed
 
 if TYPE_CHECKING:
     from pyrovae.target.target import Target
 
-__all__ = ["fill_arguments", "match_arguments", "name_arguments"]
+__all__ = ["draw_data", "fill_arguments", "match_arguments", "name_arguments"]
+
+
+def draw_data(target: "Target", num_samples: int) -> Simulation:
+    """As `Target.simulate`."""
+    base = target.rows([i % target.num_data for i in range(num_samples)])
+    handler = Simulate() if target._simulate is None else Score({}, target.plate)
+    with torch.no_grad():
+        base._run(target.model, 1, handler)
+        z, _ = base._unconstrain(handler.values, 1)
+        if isinstance(handler, Simulate):
+            with seeded(0):
+                places = match_arguments(target)
+            data = fill_arguments(base.data, handler.drawn, places)
+        else:
+            drawn = target._simulate(handler.values, *base.data)  # type: ignore[misc]
+            data = drawn if isinstance(drawn, tuple) else (drawn,)
+    return Simulation(z[0], data)
 
 
 def match_arguments(target: "Target") -> dict[int, str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyrovae.diagnostics.evidence.draws import MAX_ROWS
 from pyrovae.diagnostics.evidence.posterior import PosteriorDraws, read_draws, with_refusals
-from pyrovae.diagnostics.gaussians import GAUSSIANS, gaussian
+from pyrovae.diagnostics.gaussians import GAUSSIANS, fit_gaussian
 from pyrovae.inference import annealing, hmc, laplace, pilot, weights
 from pyrovae.inference.annealing import Annealed, Endpoints, Path, Plan
 from pyrovae.inference.laplace import Gaussian
@@ -46,6 +46,7 @@ class _Block(NamedTuple):
     draw: Callable[[int], Tensor]
     plan: Plan
     num_gradient_evaluations: int
+    """Of the start and the tuning, per datum."""
     seed: int
 
 
@@ -106,12 +107,14 @@ def _tuned(target: Target, options: Annealing, seed: int) -> list[_Block]:
 
 
 def _tune(target: Target, options: Annealing, seed: int) -> _Block:
+    found_for = 0
     with seeded(block_seed(seed, 0)):
         if options.start == "prior":
             whitening = laplace.from_draws(target.sample_prior(PRIOR))
             path, draw = _prior_path(target, whitening), _prior_draws(target, whitening)
         else:
-            whitening = gaussian(target, options.start)
+            fitted = fit_gaussian(target, options.start)
+            whitening, found_for = fitted.gaussian, fitted.num_gradient_evaluations
             density = hmc.with_gradient(target.log_joint)
             path, draw = annealing.gaussian_path(whitening, density), _gaussian_draws(whitening)
         tuned = pilot.tune(
@@ -122,7 +125,8 @@ def _tune(target: Target, options: Annealing, seed: int) -> _Block:
             schedule=options.schedule,
             target_accept_prob=options.target_accept_prob,
         )
-    return _Block(target, whitening, path, draw, tuned.plan, tuned.num_gradient_evaluations, seed)
+    cost = found_for + options.num_chains * tuned.num_gradient_evaluations
+    return _Block(target, whitening, path, draw, tuned.plan, cost, seed)
 
 
 def _forward(blocks: list[_Block], options: Annealing, began: float) -> Evidence:
@@ -179,9 +183,9 @@ def _evidence(method: str, log_w: Tensor, num_temperatures: int, cost: int, seco
 
 
 def _cost(blocks: list[_Block], found: list[Annealed]) -> int:
-    """Gradients per datum, over all chains, tuning included."""
+    """Gradients per datum, over all chains, start and tuning included."""
     return max(
-        len(each.log_weight) * (each.num_gradient_evaluations + block.num_gradient_evaluations)
+        len(each.log_weight) * each.num_gradient_evaluations + block.num_gradient_evaluations
         for block, each in zip(blocks, found, strict=True)
     )
 

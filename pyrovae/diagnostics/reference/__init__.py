@@ -13,12 +13,22 @@ import xarray as xr
 from pyrovae import results
 from pyrovae.diagnostics.reference.exact import from_closed_form
 from pyrovae.diagnostics.reference.hmc import from_hmc
+from pyrovae.diagnostics.reference.importance import from_importance
+from pyrovae.diagnostics.reference.pyro_importance import from_pyro_importance
+from pyrovae.diagnostics.reference.pyro_mcmc import from_pyro_hmc, from_pyro_nuts
 from pyrovae.diagnostics.reference.sampled import Progress, Sampled
 from pyrovae.target import Target
 
 __all__ = ["METHODS", "latent_names", "sample_posterior"]
 
-METHODS: dict[str, Callable[..., Sampled]] = {"hmc": from_hmc, "exact": from_closed_form}
+METHODS: dict[str, Callable[..., Sampled]] = {
+    "hmc": from_hmc,
+    "exact": from_closed_form,
+    "importance": from_importance,
+    "pyro-importance": from_pyro_importance,
+    "pyro-hmc": from_pyro_hmc,
+    "pyro-nuts": from_pyro_nuts,
+}
 """Every sampler of posteriors, by name."""
 
 
@@ -32,20 +42,40 @@ def sample_posterior(
 ) -> xr.DataTree:
     """Draw from p(z | x) of every datum, and say for which data the draws may be trusted.
 
-    - `"hmc"`: N data x C chains are N*C independent chains in one batch, each with its own acceptance; step sizes are
-      adapted per datum and frozen after the warm-up. Chains run in u, z = loc + scale_tril u, with a Gaussian per
-      datum from Laplace's approximation (damped Gauss-Newton from the guide's mean) or from the guide's moments.
-      Half of the chains start from that Gaussian with twice its standard deviations, half from the prior, so that a
-      mode which the guide misses shows as R-hat; one that holds a share m of the prior stays unseen with probability
-      (1 - m)^(C/2). Options: `num_chains` (16; R-hat compares them), `num_samples` (500, kept per chain),
-      `warmup_steps` (200), `whiten` ("laplace", whose failures take the guide's moments, or "guide"),
-      `target_accept_prob` (0.8), `max_rhat` (1.01), `min_ess` (400).
+    - `"hmc"`: N data x C chains are N*C independent chains in one batch, each with its own acceptance, each datum with
+      its own step size and number of steps. Chains run in u, z = loc + scale_tril u, with a Gaussian per datum: at
+      first Laplace's (damped Gauss-Newton from the guide's mean) or the guide's moments, then twice in the warm-up one
+      that is read off positions and gradients, where that fits clearly better. Where a posterior is near its Gaussian,
+      that part is integrated exactly, and a draw costs about one gradient. Chains start in turn from the guide's
+      Gaussian with twice its standard deviations, from the first Gaussian and from the prior, so that a mode which the
+      guide misses shows as R-hat; one that holds a share m of the prior stays unseen with probability (1 - m)^(C/3).
+      Chains run in rounds that double their length until a datum has its verdict "ok" or `max_samples` are spent;
+      every datum keeps `num_samples` draws, evenly thinned over its whole run. Data that are done leave the batch.
+      Options: `num_chains` (16; R-hat compares them), `num_samples` (500, kept per chain), `warmup_steps` (200),
+      `whiten` ("laplace", whose failures take the guide's moments, or "guide"), `target_accept_prob` (0.8), `max_rhat`
+      (1.01), `min_ess` (400), `max_samples` (0: eight times the draws kept), `thinning` (1), `compile` ("auto": the
+      density is traced or compiled where that pays; or True, False).
     - `"exact"`: independent draws where log p(x, z) is quadratic in z, a linear-Gaussian decoder with a Gaussian prior.
       Options: `num_chains` (4), `num_samples` (1000).
+    - `"importance"`: draws of the guide, resampled by their weights p(x, z) / q(z | x), Pareto-smoothed (Vehtari,
+      Simpson, Gelman, Yao and Gabry 2024). No chain to converge and no gradient, but a mode that the guide misses is
+      missed by the weights too, and by k-hat. A draw may repeat, beside itself in its chain. Options: `num_chains` (4),
+      `num_samples` (1000), `num_draws` (10,000, weighed per datum), `min_ess` (400).
+    - `"pyro-importance"`: the same, with the weights that Pyro's own utilities give for one datum at a time, for at
+      most 1,000 data; refused where they differ from the target's. Options: those of `"importance"`, and `traces`:
+      "vectorized" (`vectorized_importance_weights`, with a dimension of draws on the left of the model's plates) or
+      "one by one" (`Importance`, which any model bears, a few ms a draw).
+    - `"pyro-hmc"`, `"pyro-nuts"`: Pyro's own kernels on the model as it is written, one chain of one datum after
+      another, from draws of the prior, for at most 100 data: the density is Pyro's and the guide takes no part, so
+      they check the target and the samplers above, hundreds of times slower. Options: `num_chains` (4), `num_samples`
+      (500), `warmup_steps` (300), `full_mass` (False: a diagonal mass matrix), `target_accept_prob` (0.8), `max_rhat`
+      (1.01), `min_ess` (400); `trajectory_length` (2) of HMC, `max_tree_depth` (10) of NUTS.
 
-    A datum gets the verdict "ok" from HMC if its largest R-hat (rank-normalized, split; Vehtari, Gelman, Simpson,
-    Carpenter and Bürkner 2021) is below `max_rhat`, its smallest bulk and tail effective sample sizes are at least
-    `min_ess`, and no draw diverged; otherwise "no verdict", with the reason. Exact draws are always "ok".
+    A datum gets the verdict "ok" from HMC or NUTS if its largest R-hat (rank-normalized, split; Vehtari, Gelman,
+    Simpson, Carpenter and Bürkner 2021) is below `max_rhat`, its smallest bulk and tail effective sample sizes are at
+    least `min_ess`, and no draw diverged; otherwise "no verdict", with the reason. Exact draws are always "ok".
+    Importance sampling is "ok" if k-hat is below `khat_threshold(num_draws)` (0.7 from 2,155 draws on) and `ess`, the
+    effective sample size of the weights, is at least `min_ess`; there is no R-hat.
 
     Args:
         target: the model, guide and data.
@@ -60,7 +90,7 @@ def sample_posterior(
     Raises:
         ValueError: an unknown method or option, a number out of its range, or a posterior that the method cannot treat.
 
-    >>> import pyro, pyro.distributions as dist
+    >>> import torch, pyro, pyro.distributions as dist
     >>> def model(x):
     ...     with pyro.plate("data", len(x)):
     ...         z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))

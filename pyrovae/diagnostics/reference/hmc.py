@@ -1,21 +1,36 @@
 """Draws by whitened Hamiltonian Monte Carlo: many chains for every datum in one batch, with a right to refuse."""
 
+import math
+from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae.diagnostics.gaussians import GAUSSIANS, gaussian
-from pyrovae.diagnostics.reference.sampled import Progress, Sampled, diagnose, joined, to_numpy
-from pyrovae.inference import chains, hmc, laplace
+from pyrovae.diagnostics.gaussians import GAUSSIANS, fit_gaussian
+from pyrovae.diagnostics.reference import rounds
+from pyrovae.diagnostics.reference.rounds import Found, Wanted
+from pyrovae.diagnostics.reference.sampled import Progress, Sampled, to_numpy
+from pyrovae.diagnostics.reference.starts import (
+    COMPILE,
+    SOURCES,
+    chain_starts,
+    density,
+    start_of_chains,
+)
+from pyrovae.inference import tuning
 from pyrovae.inference.laplace import Gaussian
+from pyrovae.inference.tuning import Tuned
 from pyrovae.seeding import block_seed, seeded
 from pyrovae.target import Target
 
 __all__ = ["from_hmc"]
 
 MAX_ROWS = 1 << 14  # chains times data that move at once
-WIDENING = 2.0  # of the standard deviations from which half of the chains start
+PATIENCE = 8  # times the draws asked for, if no budget is given
+FEW = 200  # draws that R-hat wants of a chain, or of chains that share a start
+CLASSES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # steps of data that share a batch after the warm-up
 
 
 def from_hmc(
@@ -28,69 +43,139 @@ def from_hmc(
     target_accept_prob: float = 0.8,
     max_rhat: float = 1.01,
     min_ess: float = 400.0,
+    max_samples: int = 0,
+    thinning: int = 1,
+    compile: bool | str = "auto",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Sampled:
-    """N data x C chains as N*C independent chains in one batch, in the coordinates of a Gaussian per datum."""
+    """N data x C chains as N*C independent chains in one batch, in the coordinates of a Gaussian per datum.
+
+    Blocks of data, each with a seed of its own: a first Gaussian, a warm-up for all, then rounds for groups of data
+    that need as many steps. See `sample_posterior` for the options.
+    """
+    _check(num_chains, num_samples, thinning, max_samples, compile)
+    if whiten not in GAUSSIANS:
+        raise ValueError(f"unknown whitening {whiten!r}: choose one of {', '.join(GAUSSIANS)}")
+    copies = _copies(num_chains, num_samples)
+    wanted = Wanted(
+        num_samples,
+        thinning,
+        _budget(num_chains, num_samples * thinning, num_samples, min_ess, max_samples),
+        max_rhat,
+        min_ess,
+        np.array(start_of_chains(num_chains, copies)) if copies > 1 else None,
+    )
+    blocks = target.split(max(1, MAX_ROWS // num_chains))
+    total = warmup_steps + num_samples * thinning
+    parts = []
+    for block, some in enumerate(blocks):
+        tell = _ticker(progress, block, len(blocks), total)
+        with seeded(block_seed(seed, block)):
+            first = fit_gaussian(some, whiten)
+            tuned = tuning.tune(
+                density(some, num_chains, compile, warmup_steps),
+                chain_starts(some, first, num_chains, copies),
+                first.gaussian,
+                warmup_steps=warmup_steps,
+                target_accept_prob=target_accept_prob,
+                progress=tell,
+            )
+        spent = math.ceil(first.num_gradient_evaluations / num_chains) + 1 + tuned.num_gradient_evaluations
+        sample = partial(_block, some, tuned, wanted, partial(block_seed, seed, block))
+        parts.append(_counted(sample(compile, tell), spent, tuned.num_changes))
+    z, stats, diagnostics = rounds.side_by_side(parts)
+    if progress is not None:
+        progress(len(blocks) * total, len(blocks) * total)
+    cost = int(diagnostics["num_gradient_evaluations"].max())
+    return Sampled(z, stats, cost, diagnostics, {"max_rhat": max_rhat, "min_ess": min_ess})
+
+
+def _block(
+    target: Target,
+    tuned: Tuned,
+    wanted: Wanted,
+    seed_of: Callable[[int], int],
+    compile: bool | str,
+    tell: Callable[..., None],
+) -> Found:
+    """Sample groups of data that need as many steps, each group with a seed of its own."""
+    num_chains = len(tuned.position)
+    classes = torch.tensor(CLASSES, device=tuned.num_steps.device)
+    needed = torch.searchsorted(classes, tuned.num_steps).cpu()
+    parts, order = [], []
+    for number in needed.unique().tolist():
+        index = (needed == number).nonzero()[:, 0].to(tuned.position.device)
+        group = tuned._replace(
+            position=tuned.position[:, index],
+            whitening=Gaussian(*(each[index] for each in tuned.whitening)),
+            step_size=tuned.step_size[index],
+            rotates=tuned.rotates[index],
+            num_steps=tuned.num_steps[index],
+            num_changes=tuned.num_changes[index],
+        )
+        with seeded(seed_of(number + 1)):
+            parts.append(
+                rounds.run(
+                    target.rows(index),
+                    group,
+                    lambda some, count: density(some, num_chains, compile, count),
+                    wanted,
+                    partial(tell, len(index) / target.num_data),
+                )
+            )
+        order.append(index)
+    return rounds.in_order(torch.cat(order), parts)
+
+
+def _counted(found: Found, before: int, num_changes: Tensor) -> Found:
+    """With the gradients spent before the first draw, and how often coordinates changed."""
+    z, stats, diagnostics = found
+    counts = {
+        "num_gradient_evaluations": diagnostics["num_gradient_evaluations"] + before,
+        "num_rewhitenings": to_numpy(num_changes),
+    }
+    return z, stats, {**diagnostics, **counts}
+
+
+def _copies(num_chains: int, num_samples: int) -> int:
+    """Chains that share a start: 1 if each draws enough for R-hat, or if there are too few for three starts."""
+    copies = math.ceil(FEW / num_samples)
+    return copies if num_samples < FEW // 2 and num_chains >= SOURCES * copies else 1
+
+
+def _budget(num_chains: int, first: int, num_samples: int, min_ess: float, max_samples: int) -> int:
+    """Draws per chain at which a datum is given up; one round if no more draws could have the ESS asked for."""
+    if num_chains * num_samples < min_ess:
+        return first
+    return max_samples or PATIENCE * first
+
+
+def _ticker(progress: Progress | None, block: int, num_blocks: int, total: int) -> Callable[..., None]:
+    """Counts transitions of a block; those of a group of its data count by their share."""
+    done = 0.0
+
+    def tell(share: float = 1.0) -> None:
+        nonlocal done
+        done += share
+        if progress is not None:
+            progress(block * total + min(int(done), total), num_blocks * total)
+
+    return tell
+
+
+def _check(num_chains: int, num_samples: int, thinning: int, max_samples: int, compile: bool | str) -> None:
     if num_chains < 2 or num_samples < 4:
         raise ValueError(
             f"R-hat compares chains and their halves: it needs num_chains >= 2 and num_samples >= 4, not {num_chains} "
             f"and {num_samples}"
         )
-    if whiten not in GAUSSIANS:
-        raise ValueError(f"unknown whitening {whiten!r}: choose one of {', '.join(GAUSSIANS)}")
-    sample = partial(
-        chains.sample_chains,
-        num_samples=num_samples,
-        warmup_steps=warmup_steps,
-        target_accept_prob=target_accept_prob,
-    )
-    blocks = target.split(max(1, MAX_ROWS // num_chains))
-    parts = []
-    for block, some in enumerate(blocks):
-        with seeded(block_seed(seed, block)):
-            whitening = gaussian(some, whiten)
-            density = hmc.with_gradient(laplace.whitened_density(whitening, some.log_joint))
-            start = _finite(density, laplace.whiten(whitening, _starts(some, whitening, num_chains)))
-            drawn = sample(density, start, progress=_shifted(progress, block, len(blocks)))
-        parts.append(_sampled(drawn, whitening))
-    found = joined(parts)
-    verdicts = diagnose(found.z, found.stats["diverging"], max_rhat=max_rhat, min_ess=min_ess)
-    return found._replace(diagnostics=verdicts, limits={"max_rhat": max_rhat, "min_ess": min_ess})
-
-
-def _sampled(drawn: chains.Chains, whitening: Gaussian) -> Sampled:
-    stats = {
-        "lp": drawn.log_density,
-        "acceptance_rate": drawn.acceptance_rate,
-        "step_size": drawn.step_size.expand(drawn.log_density.shape),
-        "n_steps": drawn.num_steps[:, None].expand(drawn.log_density.shape),
-        "diverging": drawn.diverging,
-        "energy": drawn.energy,
-        "energy_error": drawn.energy_error,
-    }
-    z = to_numpy(laplace.unwhiten(whitening, drawn.position))
-    return Sampled(z, {name: to_numpy(each) for name, each in stats.items()}, drawn.num_gradient_evaluations)
-
-
-def _shifted(progress: Progress | None, block: int, num_blocks: int) -> Progress | None:
-    if progress is None:
-        return None
-    return lambda done, total: progress(block * total + done, num_blocks * total)
-
-
-def _starts(target: Target, whitening: Gaussian, num_chains: int) -> Tensor:
-    """Half of the chains from the widened Gaussian, half from the prior: `[C, N, D]`."""
-    num_wide = (num_chains + 1) // 2
-    noise = torch.randn(
-        num_wide, *whitening.loc.shape, dtype=whitening.loc.dtype, device=whitening.loc.device
-    )
-    wide = laplace.unwhiten(laplace.widen(whitening, WIDENING), noise)
-    return torch.cat([wide, target.sample_prior(num_chains - num_wide)])
-
-
-def _finite(density: hmc.LogDensityAndGradient, start: Tensor) -> Tensor:
-    """Starts with a density of zero or without a gradient, in the far tails of a prior, move to the centre."""
-    value, gradient = density(start)
-    is_good = value.isfinite() & gradient.isfinite().all(-1)
-    return torch.where(is_good[..., None], start, torch.zeros_like(start))
+    if thinning < 1:
+        raise ValueError(f"thinning must be at least 1, but is {thinning}: 1 keeps every draw")
+    if max_samples and max_samples < num_samples * thinning:
+        raise ValueError(
+            f"max_samples must be 0 for {PATIENCE} times the draws asked for, or at least num_samples * thinning = "
+            f"{num_samples * thinning}, but is {max_samples}: give chains more time, or ask for fewer draws"
+        )
+    if compile not in COMPILE:
+        raise ValueError(f"compile must be True, False or 'auto', but is {compile!r}")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 __all__ = ["Progress", "Sampled", "diagnose", "joined", "to_numpy"]
@@ -35,21 +35,39 @@ def joined(parts: Sequence[Sampled]) -> Sampled:
 
 
 def diagnose(
-    z: Float[np.ndarray, "c t n d"], diverging: Bool[np.ndarray, "c t n"], *, max_rhat: float, min_ess: float
+    z: Float[np.ndarray, "c t n d"],
+    diverging: Bool[np.ndarray, "c t n"],
+    *,
+    max_rhat: float,
+    min_ess: float,
+    flags: Mapping[str, Bool[np.ndarray, " n"]] | None = None,
+    superchains: Int[np.ndarray, " c"] | None = None,
 ) -> dict[str, np.ndarray]:
-    """R-hat, effective sample sizes and the verdict of every datum, the worst of its coordinates."""
+    """R-hat, effective sample sizes and the verdict of every datum, the worst of its coordinates.
+
+    Args:
+        z, diverging: draws.
+        max_rhat, min_ess: what a verdict asks for.
+        flags: further reasons, and the data that they refuse.
+        superchains: a start for each chain, where several chains share one: R-hat compares starts then (nested R-hat;
+            Margossian et al. 2024), which a few draws per chain are enough for. Left out are chains that share none.
+    """
     from arviz_stats.base.array import array_stats
 
     axes = {"chain_axis": 0, "draw_axis": 1}
     with np.errstate(divide="ignore", invalid="ignore"):
-        rhat = array_stats.rhat(z, **axes).max(-1)
+        rhat = (array_stats.rhat(z, **axes) if superchains is None else _nested(z, superchains)).max(-1)
         bulk = array_stats.ess(z, method="bulk", **axes).min(-1)
         tail = array_stats.ess(z, method="tail", prob=(0.05, 0.95), **axes).min(-1)
     divergent = diverging.sum((0, 1))
-    reasons = [
-        _reason(*values, max_rhat, min_ess)
-        for values in zip(rhat, bulk, tail, divergent.tolist(), strict=True)
-    ]
+    # Written so that NaN refuses.
+    refused = {
+        f"R-hat not below {max_rhat:g}": ~(rhat < max_rhat),
+        f"ESS below {min_ess:g}": ~(np.minimum(bulk, tail) >= min_ess),
+        "divergences": divergent > 0,
+        **(flags or {}),
+    }
+    reasons = [" and ".join(reason for reason, data in refused.items() if data[n]) for n in range(z.shape[2])]
     return {
         "rhat": rhat,
         "ess_bulk": bulk,
@@ -60,16 +78,12 @@ def diagnose(
     }
 
 
-def _reason(rhat: float, bulk: float, tail: float, divergent: int, max_rhat: float, min_ess: float) -> str:
-    """Why a datum gets no verdict; "" if it gets one. Written so that NaN refuses."""
-    found = []
-    if not rhat < max_rhat:
-        found.append(f"R-hat not below {max_rhat:g}")
-    if not min(bulk, tail) >= min_ess:
-        found.append(f"ESS below {min_ess:g}")
-    if divergent:
-        found.append("divergences")
-    return " and ".join(found)
+def _nested(z: Float[np.ndarray, "c t n d"], superchains: Int[np.ndarray, " c"]) -> Float[np.ndarray, "n d"]:
+    from arviz_stats.base.array import array_stats
+
+    sharing = np.bincount(superchains)[superchains] > 1
+    rhat: np.ndarray = array_stats.rhat_nested(z[sharing], superchains[sharing], chain_axis=0, draw_axis=1)
+    return rhat
 
 
 def to_numpy(value: Tensor) -> np.ndarray:

@@ -1,0 +1,383 @@
+"""HMC for reference posteriors: when it stops, what it refuses, and that data do not see each other."""
+
+import math
+
+import chance
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+import zoo
+from arviz_stats.base import array_stats
+from scipy import stats
+
+from pyrovae.compiled import FallbackWarning
+from pyrovae.diagnostics.reference import hmc as module
+from pyrovae.diagnostics.reference import rounds, sample_posterior, sampled, starts
+from pyrovae.target import Target
+
+FAST = {"num_chains": 8, "num_samples": 250, "warmup_steps": 100, "min_ess": 200.0}
+F64 = torch.float64
+SHORT = {
+    "num_chains": 8,
+    "num_samples": 50,
+    "warmup_steps": 60,
+    "max_samples": 200,
+    "min_ess": 100.0,
+    "max_rhat": 1.1,
+    "compile": False,
+}
+AXES = {"chain_axis": 0, "draw_axis": 1}
+
+
+def hard_and_easy(num_data: int = 4) -> Target:
+    """Data at 4 have two modes of z near +-2, which chains cross rarely; data at -3 have one.
+
+    Without matrix products, so that densities are the same bits whatever else is in the batch.
+    """
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(1), 3.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.square(), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.5 * x, 0.7).to_event(1))
+
+    x = torch.full((num_data, 1), 4.0, dtype=F64)
+    x[::2] = -3.0
+    return Target(model, guide, x)
+
+
+@pytest.mark.slow
+def test_data_leave_when_they_are_good_and_change_no_other(monkeypatch):
+    """Each datum has the bits that it has when all stay to the end."""
+    monkeypatch.setattr(module, "CLASSES", (32,))  # one group
+    options = SHORT
+    target = hard_and_easy()
+    tree = sample_posterior(target, **options)
+    counts = tree["diagnostics"]["num_transitions"].values
+    assert counts.min() < 200
+    assert counts.max() == 200
+    monkeypatch.setattr(
+        rounds, "_leaves", lambda diagnostics, wanted: np.zeros(len(diagnostics["verdict"]), bool)
+    )
+    longer = sample_posterior(target, **options)
+    stayed = counts == 200
+    assert np.array_equal(
+        tree["posterior"]["z"].values[:, :, stayed], longer["posterior"]["z"].values[:, :, stayed]
+    )
+    for n in np.flatnonzero(~stayed):
+        # What was kept of the longer run is every second or fourth draw of the shorter.
+        step = 200 // counts[n]
+        short = tree["posterior"]["z"].values[:, step - 1 :: step, n]
+        assert np.array_equal(short, longer["posterior"]["z"].values[:, : short.shape[1], n])
+
+
+@pytest.mark.slow
+def test_draws_of_others_would_be_seen_to_change(monkeypatch):
+    """Planted: noise drawn for the data that are left."""
+    monkeypatch.setattr(module, "CLASSES", (32,))  # one group
+    options = SHORT
+    target = hard_and_easy()
+    before = sample_posterior(target, **options)
+    original = rounds.trajectory.draw_noise
+    monkeypatch.setattr(
+        rounds.trajectory,
+        "draw_noise",
+        lambda like, rows=None: original(like if rows is None else like[:, rows]),
+    )
+    after = sample_posterior(target, **options)
+    stayed = before["diagnostics"]["num_transitions"].values == 200
+    assert not np.array_equal(
+        before["posterior"]["z"].values[:, :, stayed], after["posterior"]["z"].values[:, :, stayed]
+    )
+
+
+@pytest.mark.slow
+def test_the_budget_is_kept_and_the_reason_said():
+    tree = sample_posterior(
+        hard_and_easy(), **{**FAST, "min_ess": 1900.0, "num_samples": 250, "max_samples": 600}
+    )
+    d = tree["diagnostics"]
+    assert set(d["num_transitions"].values.tolist()) <= {250, 500}
+    refused = d["verdict"].values == "no verdict"
+    assert refused.any()
+    assert (d["num_transitions"].values[refused] == 500).all()
+    assert all("ESS below 1900" in reason for reason in d["reason"].values[refused])
+    assert tree["posterior"]["z"].shape[:2] == (8, 250)
+
+
+def test_thinning_keeps_every_kth_draw():
+    target = Target(*zoo.linear_gaussian()[:2], *zoo.linear_gaussian().data)
+    dense = sample_posterior(target, **{**FAST, "num_samples": 200, "compile": False}, max_samples=200)
+    thin = sample_posterior(
+        target, **{**FAST, "num_samples": 100, "compile": False}, thinning=2, max_samples=200
+    )
+    assert np.array_equal(dense["posterior"]["z"].values[:, 1::2], thin["posterior"]["z"].values)
+    assert (thin["diagnostics"]["num_transitions"] == 200).all()
+
+
+def moments_are(z: np.ndarray, mean: float, square: float) -> bool:
+    """Of draws [C, T] of one coordinate, by their Monte Carlo errors."""
+    limit = chance.z_score_limit(2)
+    scores = [
+        (values.mean() - exact) / array_stats.mcse(values, method="mean", **AXES)
+        for values, exact in ((z, mean), (z**2, square))
+    ]
+    return bool((np.abs(scores) < limit).all())
+
+
+@pytest.mark.slow
+def test_two_modes_that_chains_cross_have_exact_moments():
+    """A mixture prior at -1.5 and 2 with weights .3 and .7, and x = z + noise: conjugate by component."""
+    weight, loc = torch.tensor([0.3, 0.7], dtype=F64), torch.tensor([-1.5, 2.0], dtype=F64)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(weight), dist.Normal(loc, 0.7)))
+            pyro.sample("x", dist.Normal(z, 2.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(2.0 + 0 * x, 0.5))
+
+    x = torch.tensor([-0.5, 0.4], dtype=F64)
+    tree = sample_posterior(Target(model, guide, x), **{**FAST, "num_chains": 24, "num_samples": 500})
+    assert (tree["diagnostics"]["verdict"] == "ok").all()
+    var = 1 / (1 / 0.49 + 1 / 4)
+    for n, value in enumerate(x):
+        share = weight * torch.exp(dist.Normal(loc, (0.49 + 4.0) ** 0.5).log_prob(value))
+        share = share / share.sum()
+        means = var * (loc / 0.49 + value / 4)
+        mean, square = float((share * means).sum()), float((share * (means**2 + var)).sum())
+        z = tree["posterior"]["z"].values[:, :, n, 0]
+        assert moments_are(z, mean, square)
+        assert not moments_are(1.1 * z, mean, square)
+
+
+def test_a_moderate_funnel_has_exact_moments():
+    """v ~ N(0, 1), w | v ~ N(0, exp(v)), and data that say nothing: E v = 0, E v^2 = 1."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            v = pyro.sample("v", dist.Normal(torch.zeros_like(x), 1.0))
+            w = pyro.sample("w", dist.Normal(torch.zeros_like(x), (0.5 * v).exp()))
+            pyro.sample("x", dist.Normal(0 * w, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("v", dist.Normal(torch.zeros_like(x), 1.0))
+            pyro.sample("w", dist.Normal(torch.zeros_like(x), 1.0))
+
+    target = Target(model, guide, torch.zeros(1, dtype=F64))
+    tree = sample_posterior(target, **{**FAST, "num_chains": 24, "num_samples": 500})
+    v = tree["posterior"]["z"].values[:, :, 0, 0]
+    assert moments_are(v, 0.0, 1.0)
+    assert not moments_are(1.1 * v, 0.0, 1.0)
+
+
+def ranks(num_data: int, seed: int, shift: float) -> np.ndarray:
+    """Ranks of the simulated z among 20 thinned draws, for a nonlinear decoder; `shift` plants a bug."""
+    weight = torch.tensor([[1.0, -0.6, 0.3], [0.2, 0.9, -1.1]], dtype=F64)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample(
+                "x", dist.Normal(torch.tanh(z @ weight) + 0.1 * z[..., :1] ** 2, 0.4).to_event(1), obs=x
+            )
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.5 * x[:, :2], 0.6).to_event(1))
+
+    torch.manual_seed(seed)
+    z = torch.randn(num_data, 2, dtype=F64)
+    x = torch.tanh(z @ weight) + 0.1 * z[:, :1] ** 2 + 0.4 * torch.randn(num_data, 3, dtype=F64)
+    tree = sample_posterior(
+        Target(model, guide, x + shift), num_chains=4, num_samples=4, thinning=8, warmup_steps=60, min_ess=0.0,
+        max_rhat=math.inf, compile=False, seed=seed,
+    )  # fmt: skip
+    # Chains are independent of each other, and nearly so are draws that are 8 apart.
+    drawn = tree["posterior"]["z"].values.reshape(16, num_data, 2)
+    return (drawn < z.numpy()).sum(0)
+
+
+def is_uniform(found: np.ndarray) -> bool:
+    counts = np.stack([np.bincount(column, minlength=17) for column in found.T])
+    return bool((stats.chisquare(counts, axis=1).pvalue > chance.FALSE_ALARM / 2).all())
+
+
+@pytest.mark.slow
+def test_ranks_of_simulated_latents_are_uniform():
+    """Simulation-based calibration of the sampler itself (Talts et al. 2018)."""
+    assert is_uniform(ranks(1500, 0, 0.0))
+    assert not is_uniform(ranks(1500, 0, 0.25))
+
+
+def test_the_same_bits_for_the_same_seed_and_block_whatever_other_blocks_hold(monkeypatch):
+    monkeypatch.setattr(module, "MAX_ROWS", 16)
+    specimen = zoo.linear_gaussian(num_data=5)
+    options = {**FAST, "num_samples": 50, "warmup_steps": 40, "max_samples": 50}
+    whole = sample_posterior(Target(specimen.model, specimen.guide, *specimen.data), **options)
+    part = sample_posterior(Target(specimen.model, specimen.guide, specimen.data[0][:3]), **options)
+    assert np.array_equal(whole["posterior"]["z"].values[:, :, :2], part["posterior"]["z"].values[:, :, :2])
+
+
+@pytest.mark.slow
+def test_means_agree_across_blocks(monkeypatch):
+    specimen = zoo.tanh_decoder(num_data=2)
+    target = Target(specimen.model, specimen.guide, *specimen.data)
+    options = FAST
+    means, errors = [], []
+    for rows in (8 * 2, 8):
+        monkeypatch.setattr(module, "MAX_ROWS", rows)
+        z = sample_posterior(target, **options)["posterior"]["z"].values
+        means.append(z.mean((0, 1)))
+        errors.append(array_stats.mcse(z, method="mean", **AXES))
+    difference = (means[0] - means[1]) / np.hypot(*errors)
+    assert (np.abs(difference) < chance.z_score_limit(difference.size)).all()
+    assert not np.array_equal(*means)
+
+
+@pytest.mark.slow
+def test_an_improper_posterior_gives_no_verdict():
+    """log density z: chains run off, for ever."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+            pyro.factor("x", 0.5 * z**2 + z)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+
+    tree = sample_posterior(Target(model, guide, torch.zeros(2, dtype=F64)), **FAST, max_samples=250)
+    assert (tree["diagnostics"]["verdict"] == "no verdict").all()
+    assert (tree["diagnostics"]["reason"] != "").all()
+
+
+def test_densities_that_are_not_finite_reject_and_are_counted():
+    """NaN beyond 1 for datum 1 alone."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+            pyro.factor("x", torch.where((z > 1.0) & (x > 0), torch.nan, 0.0 * z))
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.full_like(x, -1.0), 0.3))
+
+    tree = sample_posterior(Target(model, guide, torch.tensor([0.0, 1.0], dtype=F64)), **FAST, whiten="guide")
+    assert (tree["posterior"]["z"].values[:, :, 1] <= 1.0).all()
+    d = tree["diagnostics"]
+    assert d["num_divergent"].values[0] == 0 < d["num_divergent"].values[1]
+    assert d["verdict"].values.tolist() == ["ok", "no verdict"]
+    assert "divergences" in str(d["reason"].values[1])
+    assert np.isfinite(tree["sample_stats"]["lp"].values).all()
+
+
+def test_chains_that_do_not_move_are_counted():
+    """Two of eight chains start beyond a wall of divergences and stay: stuck, whatever R-hat says."""
+    flags = {"stuck chains": np.array([True, False])}
+    z = np.random.default_rng(0).normal(size=(4, 400, 2, 1))
+    found = sampled.diagnose(z, np.zeros((4, 400, 2), bool), max_rhat=1.1, min_ess=100.0, flags=flags)
+    assert found["verdict"].tolist() == ["no verdict", "ok"]
+    assert found["reason"].tolist() == ["stuck chains", ""]
+
+
+def test_few_draws_of_many_chains_are_judged_by_chains_that_share_a_start():
+    """Ten good draws of each of 512 chains: split R-hat refuses them, nested R-hat does not, unless modes are apart."""
+    specimen = zoo.linear_gaussian(num_data=2)
+    target = Target(specimen.model, specimen.guide, *specimen.data)
+    options = {"num_chains": 512, "num_samples": 10, "warmup_steps": 60, "compile": False}
+    tree = sample_posterior(target, **options)
+    assert (tree["diagnostics"]["verdict"] == "ok").all()
+    split = array_stats.rhat(tree["posterior"]["z"].values, **AXES).max(-1)
+    assert (split > 1.01).all()
+
+    def apart(x):
+        with pyro.plate("data", len(x)):
+            ends = dist.Normal(torch.tensor([-4.0, 4.0], dtype=x.dtype), 0.3)
+            both = dist.Categorical(torch.ones(2, dtype=x.dtype))
+            z = pyro.sample("z", dist.MixtureSameFamily(both, ends))
+            pyro.sample("x", dist.Normal(z, 10.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0 * x, 4.0))
+
+    tree = sample_posterior(Target(apart, guide, torch.zeros(2, dtype=F64)), **options, max_samples=20)
+    assert (tree["diagnostics"]["verdict"] == "no verdict").all()
+
+
+def test_chains_start_from_three_sources():
+    specimen = zoo.linear_gaussian(num_data=3, guide_scale=0.1, shift=5.0)
+    target = Target(specimen.model, specimen.guide, *specimen.data)
+    torch.manual_seed(0)
+    first = starts.first_gaussians(target, "laplace")
+    z = starts.chain_starts(target, first, 300)
+    near, wide, prior = z[1::3], z[::3], z[2::3]
+    assert torch.allclose(near.mean(0), specimen.posterior_mean, atol=0.5)
+    assert torch.allclose(wide.mean(0), specimen.posterior_mean + 5.0, atol=0.5)
+    assert prior.std() == pytest.approx(1.0, abs=0.1)
+    assert len(starts.chain_starts(target, first, 10, copies=4).unique(dim=0)) == 4
+
+
+def test_traced_and_plain_densities_give_the_same_posterior():
+    specimen = zoo.tanh_decoder(num_data=3)
+    target = Target(specimen.model, specimen.guide, *specimen.data)
+    plain = starts.density(target, 4, False, 10_000)
+    traced = starts.density(target, 4, "auto", 1000)
+    assert traced.route == "traced"
+    z = torch.randn(4, 3, 2, dtype=F64)
+    torch.testing.assert_close(plain(z), tuple(traced(z)))
+
+
+def test_what_cannot_be_traced_runs_untraced_and_says_so():
+    specimen = zoo.factor_and_branch()
+    target = Target(specimen.model, specimen.guide, *specimen.data)
+    with pytest.warns(FallbackWarning, match="runs untraced"):
+        starts.density(target, 4, "auto", 1000)
+
+
+def test_every_gradient_is_counted(monkeypatch):
+    """Per chain: those of its rows, and its share of Laplace's."""
+    rows = [0]
+    original = starts.hmc.with_gradient
+
+    def with_gradient(log_density):
+        inner = original(log_density)
+
+        def evaluate(z):
+            rows[0] += z[..., 0].numel()
+            return inner(z)
+
+        return evaluate
+
+    specimen = zoo.linear_gaussian(num_data=4)
+    target = Target(specimen.model, specimen.guide, *specimen.data)
+    monkeypatch.setattr(starts.hmc, "with_gradient", with_gradient)
+    tree = sample_posterior(target, **FAST, whiten="guide", compile=False)
+    counted = tree["diagnostics"]["num_gradient_evaluations"].values
+    assert counted.sum() * 8 == rows[0]
+    assert tree["posterior"].attrs["num_gradient_evaluations"] == counted.max()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"thinning": 0}, "thinning must be at least 1, but is 0"),
+        ({"max_samples": 100}, "at least num_samples .* = 250, but is 100"),
+        ({"compile": "yes"}, "compile must be True, False or 'auto', but is 'yes'"),
+    ],
+)
+def test_what_is_refused(options, message):
+    specimen = zoo.linear_gaussian()
+    with pytest.raises(ValueError, match=message):
+        sample_posterior(Target(specimen.model, specimen.guide, *specimen.data), **{**FAST, **options})
