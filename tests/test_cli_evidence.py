@@ -31,7 +31,16 @@ def linear(tmp_path_factory):
     """A run with a linear decoder, whose log p(x) is known."""
     folder = tmp_path_factory.mktemp("linear")
     np.savez(folder / "x.npz", x=pv.data.linear_gaussian(200, 6, 2, dtype=torch.float32).x.numpy())
-    options = ["--data", f"npz:{folder / 'x.npz'}", "--decoder", "linear", "--latent-dim", "2", "--max-epochs", "2"]
+    options = [
+        "--data",
+        f"npz:{folder / 'x.npz'}",
+        "--decoder",
+        "linear",
+        "--latent-dim",
+        "2",
+        "--max-epochs",
+        "2",
+    ]
     assert runner.invoke(app, ["train", *options, "--out", str(folder / "run")]).exit_code == 0
     return folder / "run"
 
@@ -108,6 +117,14 @@ def test_the_table_fits_into_80_columns(linear):
     from rich.console import Console
 
     text = StringIO()
-    run(linear, "--methods", "elbo,single-shot-laplace,jackknife-2,exact", "--num-data", 5, "--num-samples", 1000)
+    run(
+        linear,
+        "--methods",
+        "elbo,single-shot-laplace,jackknife-2,exact",
+        "--num-data",
+        5,
+        "--num-samples",
+        1000,
+    )
     print_evidence(Console(file=text, width=80), pv.read(linear / "evidence.nc"), "log p(x)")
     assert "…" not in text.getvalue()

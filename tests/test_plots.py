@@ -56,6 +56,12 @@ def test_training_draws_both_curves_and_marks_the_best_epoch() -> None:
     )
 
 
+def test_training_on_another_bound_is_called_a_bound() -> None:
+    figure = plots.plot_training(history(bound=[-9, -8, -7], val_bound=[-9.5, -7.5, -8.5]))
+    assert figure.axes[0].get_ylabel() == "bound (nats per datum)"
+    assert title(figure).startswith("The validation bound is best at epoch 2 of 3: -7.50 nats per datum")
+
+
 def test_training_without_validation() -> None:
     figure = plots.plot_training(history(elbo=[-9, -8]))
     assert len(figure.axes[0].lines) == 1

@@ -92,7 +92,8 @@ def write_run(out: Path, settings: Settings, split: "Split", vae: "VAE", result:
         "num_steps": result.num_steps,
         "seconds": result.seconds,
         "stopped_early": result.stopped_early,
-        "val_elbo": _best(history),
+        "val_elbo": _best(history, "val_elbo"),
+        "val_bound": _best(history, "val_bound"),
     }
     _write_split(out / "split.npz", split)
     _write_text(out / "run.json", json.dumps(facts, indent=1) + "\n")
@@ -129,8 +130,8 @@ def _write_split(path: Path, split: "Split") -> None:
         np.savez(temporary, **{part: getattr(split, f"{part}_index").numpy() for part in PARTS})
 
 
-def _best(history: Mapping[str, Any]) -> float | None:
-    return float(history["val_elbo"].max()) if "val_elbo" in history else None
+def _best(history: Mapping[str, Any], name: str) -> float | None:
+    return float(history[name].max()) if name in history else None
 
 
 def _write_text(path: Path, text: str) -> None:

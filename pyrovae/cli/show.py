@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BAD_INPUT",
     "FAILED",
+    "METRICS",
     "choose_device",
     "print_error",
     "print_evidence",
@@ -33,6 +34,14 @@ COLUMNS: dict[str, Any] = {
     "s": "right",
     "doubt": "right",
 }
+METRICS = {
+    "val_elbo": "validation ELBO",
+    "val_bound": "validation bound",
+    "elbo": "ELBO",
+    "bound": "bound",
+    "weighted_elbo": "weighted ELBO",
+}
+"""What the history of a run may hold, the first of which is shown."""
 SMALLEST_ERROR = 5e-4  # nats; smaller ones are not shown
 FAILED, BAD_INPUT = 3, 4
 """Exit codes: training failed or no datum has a verdict; data or a run cannot be read. 2 is for wrong options."""
@@ -72,8 +81,8 @@ def training_bar(bars: "Progress", max_epochs: int) -> Any:
     task = bars.add_task("training", total=max_epochs, note="")
 
     def tell(epoch: int, total: int, metrics: dict[str, float]) -> None:
-        name = next(name for name in ("val_elbo", "elbo", "weighted_elbo") if name in metrics)
-        label = {"val_elbo": "validation ELBO", "elbo": "ELBO", "weighted_elbo": "weighted ELBO"}[name]
+        name = next(name for name in METRICS if name in metrics)
+        label = METRICS[name]
         bars.update(
             task, completed=epoch + 1, note=f"epoch {epoch + 1} of {total}, {label} {metrics[name]:.2f} nats"
         )

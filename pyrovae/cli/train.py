@@ -10,7 +10,7 @@ import typer
 
 from pyrovae.cli.runs import build, load_data, resolve, write_run
 from pyrovae.cli.settings import Settings, SettingsError, kind_of, read_settings
-from pyrovae.cli.show import BAD_INPUT, FAILED, choose_device, print_error, progress, training_bar
+from pyrovae.cli.show import BAD_INPUT, FAILED, METRICS, choose_device, print_error, progress, training_bar
 
 __all__ = ["train"]
 
@@ -73,11 +73,8 @@ def train(
         raise typer.Exit(FAILED) from error
     write_run(out, settings, split, vae.cpu(), result)
     _draw(out)
-    value = (
-        f", validation ELBO {result.history['val_elbo'].max():.2f} nats"
-        if "val_elbo" in result.history
-        else ""
-    )
+    best = [name for name in METRICS if name in result.history and name.startswith("val_")]
+    value = f", {METRICS[best[0]]} {result.history[best[0]].max():.2f} nats" if best else ""
     console.print(f"Kept epoch {result.best_epoch + 1}{value}. Written to {out}.", highlight=False)
 
 

@@ -42,7 +42,8 @@ def plot_training(tree: xr.DataTree) -> Figure:
     """Training and validation ELBO per epoch, with the best validation epoch marked.
 
     A steep start is cut off, and the figure says so. Shows `history.elbo`, or `history.weighted_elbo` where the KL
-    term was weighted, and, where it was measured, `history.val_elbo`; the attributes `num_data` and `num_val_data`
+    term was weighted, and, where it was measured, `history.val_elbo`; `bound` and `val_bound` in their place where
+    another bound than the ELBO was the objective; the attributes `num_data` and `num_val_data`
     of the group go into the title.
 
     Raises:
@@ -61,7 +62,7 @@ def plot_training(tree: xr.DataTree) -> Figure:
         _draw_curve(ax, history[variable])
     _cut_start(ax, history)
     ax.set_xlabel("epoch")
-    ax.set_ylabel("ELBO (nats per datum)")
+    ax.set_ylabel(f"{_name(history)} (nats per datum)")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0, fontsize=9)
     simplify(ax)
@@ -70,12 +71,22 @@ def plot_training(tree: xr.DataTree) -> Figure:
 
 
 def _history(tree: xr.DataTree) -> xr.Dataset:
-    """The history, with the training curve under the name `elbo`."""
+    """The history, with the curves under the names `elbo` and `val_elbo`."""
     if "history" in tree.children and "weighted_elbo" in tree["history"].data_vars:
         history = tree["history"].to_dataset().rename({"weighted_elbo": "elbo"})
         history["elbo"].attrs["label"] = "training, KL term weighted"
         return history
+    if "history" in tree.children and "bound" in tree["history"].data_vars:
+        history = tree["history"].to_dataset()
+        names = {"bound": "elbo", "val_bound": "val_elbo"}
+        history = history.rename({old: new for old, new in names.items() if old in history})
+        history["elbo"].attrs["name"] = "bound"
+        return history
     return require(tree, "history", "elbo")
+
+
+def _name(history: xr.Dataset) -> str:
+    return str(history["elbo"].attrs.get("name", "ELBO"))
 
 
 def _draw_curve(ax: Axes, metric: xr.DataArray) -> None:
@@ -112,12 +123,12 @@ def _training_title(history: xr.Dataset) -> str:
     counts = [f"{history.attrs[key]} {name} data" for key, name in _COUNTS.items() if key in history.attrs]
     over = f" ({', '.join(counts)})" if counts else ""
     if "val_elbo" not in history or not np.isfinite(history["val_elbo"].values).any():
-        return f"The training ELBO is {elbo[-1]:.2f} nats per datum after epoch {epoch[-1]}{over}"
+        return f"The training {_name(history)} is {elbo[-1]:.2f} nats per datum after epoch {epoch[-1]}{over}"
     best = int(np.nanargmax(history["val_elbo"].values))
     value = history["val_elbo"].values[best]
     side = "below" if value <= elbo[best] else "above"
     return (
-        f"The validation ELBO is best at epoch {epoch[best]} of {epoch[-1]}: {value:.2f} nats per datum, "
+        f"The validation {_name(history)} is best at epoch {epoch[best]} of {epoch[-1]}: {value:.2f} nats per datum, "
         f"{abs(value - elbo[best]):.2f} {side} training{over}"
     )
 

@@ -15,67 +15,14 @@ from torch import Tensor
 
 from pyrovae.seeding import seeded
 from pyrovae.training.batches import blocks, check_data, check_val_data, derive_seed, minibatches
+from pyrovae.training.config import FitConfig
 from pyrovae.training.divergence import TrainingDiverged
 from pyrovae.training.kl_weight import check_warmup, weight_at
-from pyrovae.training.objectives import make_objective
 from pyrovae.training.steps import Run, evaluate, step
 
 __all__ = ["FitConfig", "FitResult", "TrainingDiverged", "fit"]
 
 VALIDATION_ROWS = 1000  # rows of a block of validation data, unless a training batch is larger
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """The options of `fit`.
-
-    Args:
-        objective: what to minimize, a name from `pyrovae.training.objectives`: "elbo", or "analytic_kl" with the KL
-            term in closed form, for Gaussian priors and encoders.
-        num_particles: draws of z for each datum and step, at least 1.
-        lr: Adam's learning rate, above 0.
-        batch_size: data in a step, at least 1; the last batch of an epoch may be smaller.
-        max_epochs: passes over the data, at least 1.
-        kl_weight: factor of KL(q || prior) in the objective, above 0; 1 is the ELBO.
-        n_epochs_kl_warmup: epochs over which that factor rises to `kl_weight`, 0 for none.
-        early_stopping_patience: stop after that many epochs without a better `val_elbo`; None: never.
-        seed: of the noise, the shuffling and the start values of function-style parameters, at least 0.
-
-    Raises:
-        ValueError: an option out of its range.
-    """
-
-    objective: str = "elbo"
-    num_particles: int = 1
-    lr: float = 1e-3
-    batch_size: int = 64
-    max_epochs: int = 100
-    kl_weight: float = 1.0
-    n_epochs_kl_warmup: int = 0
-    early_stopping_patience: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _check_count("num_particles", self.num_particles, 1)
-        _check_count("batch_size", self.batch_size, 1)
-        _check_count("max_epochs", self.max_epochs, 1)
-        _check_count("seed", self.seed, 0)
-        if self.early_stopping_patience is not None:
-            _check_count("early_stopping_patience", self.early_stopping_patience, 1)
-        _check_count("n_epochs_kl_warmup", self.n_epochs_kl_warmup, 0)
-        _check_positive("lr", self.lr, "1e-3 is a common start")
-        _check_positive("kl_weight", self.kl_weight, "1 is the ELBO")
-        make_objective(self.objective, self.num_particles)
-
-
-def _check_count(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}; pass such a number")
-
-
-def _check_positive(name: str, value: object, advice: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{name} must be positive and finite, got {value!r}; {advice}")
 
 
 @dataclass(frozen=True)
@@ -85,11 +32,11 @@ class FitResult:
     Attributes:
         history: one array `[epochs]` a metric: `elbo` and, with validation data, `val_elbo`, both in nats per
             datum; `seconds`. Where the KL term was weighted, `weighted_elbo` and `kl_weight` stand in for `elbo`;
-            `val_elbo` is never weighted.
+            `val_elbo` is never weighted. An objective that is no ELBO, such as "iwae", has `bound` and `val_bound`.
         params: {name: value} of function-style parameters (`pyro.param`), constrained and detached.
         config: the options.
-        best_epoch: the epoch, from 0, whose parameters the model now has: the best by `val_elbo`, or the last one
-            where there are no validation data.
+        best_epoch: the epoch, from 0, whose parameters the model now has: the best by `val_elbo` or `val_bound`, or
+            the last one where there are no validation data.
         num_steps: gradient steps taken.
         seconds: wall time.
         stopped_early: whether patience ran out before `max_epochs`.
@@ -134,11 +81,12 @@ def fit(
         guide: the Pyro guide, called likewise. For a `PyroModule`, either the module or a `@pyro_method` of it.
         *data: tensors with one row for each datum, any dtype.
         val_data: tensor or tuple of tensors, rows as in `data`; then the parameters of the epoch with the
-            largest `val_elbo` are restored at the end.
+            largest `val_elbo` (`val_bound`) are restored at the end.
         plate: name of the plate over the data.
         progress: called after each epoch with (epoch, max_epochs, metrics).
-        **options: the fields of `FitConfig`: objective="elbo", num_particles=1, lr=1e-3, batch_size=64,
-            max_epochs=100, kl_weight=1.0, n_epochs_kl_warmup=0, early_stopping_patience=None, seed=0.
+        **options: the fields of `FitConfig`: objective="elbo", num_particles=1, num_outer=None, beta=None,
+            alpha=None, chunk_size=None, lr=1e-3, batch_size=64, max_epochs=100, kl_weight=1.0, n_epochs_kl_warmup=0,
+            early_stopping_patience=None, seed=0.
 
     Raises:
         TypeError: an unknown option, or data that are not tensors.
@@ -168,8 +116,7 @@ def fit(
             "early_stopping_patience needs validation data, got val_data=None; pass val_data or drop the patience"
         )
     check_warmup(config.n_epochs_kl_warmup, config.max_epochs)
-    objective = make_objective(config.objective, config.num_particles)
-    run = Run(model, guide, plate, objective, config.num_particles, config.lr)
+    run = Run(model, guide, plate, config.make_objective(plate), config.num_particles, config.lr)
     with pyro.get_param_store().scope(), seeded(config.seed):
         return _train(run, config, checked, val, progress)
 
@@ -196,7 +143,7 @@ def _train(
     best = _Best()
     for epoch in range(config.max_epochs):
         history.append(_epoch(run, config, data, val, epoch))
-        best.update(run, epoch, history[-1].get("val_elbo"))
+        best.update(run, epoch, history[-1].get(f"val_{config.metric}"))
         if progress is not None:
             progress(epoch, config.max_epochs, dict(history[-1]))
         if (
@@ -230,14 +177,14 @@ def _epoch(
         if callable(hook):
             hook(*data)
     if val is not None:
-        metrics["val_elbo"] = _validate(run, config, val, epoch)
+        metrics[f"val_{config.metric}"] = _validate(run, config, val, epoch)
     metrics["seconds"] = time.perf_counter() - start
     return metrics
 
 
 def _training_metrics(config: FitConfig, elbo: float, kl_weight: float) -> dict[str, float]:
     if config.kl_weight == 1 and config.n_epochs_kl_warmup < 2:
-        return {"elbo": elbo}
+        return {config.metric: elbo}
     return {"weighted_elbo": elbo, "kl_weight": kl_weight}
 
 

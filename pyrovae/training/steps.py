@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from pyrovae.training.divergence import (
@@ -99,9 +100,13 @@ class _Watch(Messenger):
             self.tensors[id(tensor)] = (msg["name"], tensor)
 
     def _pyro_sample(self, msg: Any) -> None:
-        for frame in msg["cond_indep_stack"]:
-            if frame.name == self.plate:
-                self.plate_size = int(frame.full_size or frame.size)
+        if site_is_subsample(msg):
+            if msg["name"] == self.plate:  # an objective that tiles the data says for how many they stand
+                self.plate_size = int(msg["infer"].get("num_data", msg["fn"].size))
+        elif self.plate_size is None:
+            for frame in msg["cond_indep_stack"]:
+                if frame.name == self.plate:
+                    self.plate_size = int(frame.full_size or frame.size)
 
 
 class _Place(NamedTuple):

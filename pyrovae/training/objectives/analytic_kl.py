@@ -1,14 +1,13 @@
-"""Training objectives by name: objects with Pyro's `loss` and `differentiable_loss`."""
+"""The ELBO with its KL divergence to the prior in closed form."""
 
-from collections.abc import Callable
 from typing import Any
 
-from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import TraceMeanField_ELBO
 from pyro.poutine.util import site_is_subsample
 
 from pyrovae.training.kl import has_closed_form, register_gaussian_kl
 
-__all__ = ["OBJECTIVES", "AnalyticKL", "make_objective"]
+__all__ = ["AnalyticKL"]
 
 
 class AnalyticKL(TraceMeanField_ELBO):
@@ -63,31 +62,3 @@ def _kinds(fn: Any) -> list[str]:
         fn = fn.base_dist
         kinds.append(type(fn).__name__)
     return kinds
-
-
-OBJECTIVES: dict[str, Callable[[int], ELBO]] = {
-    "elbo": lambda num_particles: Trace_ELBO(num_particles=num_particles),
-    "analytic_kl": AnalyticKL,
-}
-
-
-def make_objective(name: str, num_particles: int = 1) -> ELBO:
-    """The Pyro objective called `name`.
-
-    "elbo" is the negative ELBO, -E_q[log p(x, z) - log q(z | x)], averaged over `num_particles` draws, with the
-    reparameterized gradient where the guide allows it (Kingma & Welling 2014) and the score-function one elsewhere.
-
-    "analytic_kl" is the same with KL(q(z | x) || p(z)) in closed form, see `AnalyticKL`; it refuses pairs of prior and
-    guide that have none.
-
-    Raises:
-        ValueError: no objective has that name.
-
-    >>> make_objective("elbo", num_particles=4).num_particles
-    4
-    """
-    if name not in OBJECTIVES:
-        raise ValueError(
-            f"objective must be one of {', '.join(sorted(OBJECTIVES))}, got {name!r}; choose one"
-        )
-    return OBJECTIVES[name](num_particles)
