@@ -13,6 +13,7 @@ from arviz_stats.base import array_stats
 from scipy import stats
 
 from pyrovae.compiled import FallbackWarning
+from pyrovae.diagnostics.gaussians import fit_gaussian
 from pyrovae.diagnostics.reference import hmc as module
 from pyrovae.diagnostics.reference import rounds, sample_posterior, sampled, starts
 from pyrovae.target import Target
@@ -320,7 +321,7 @@ def test_chains_start_from_three_sources():
     specimen = zoo.linear_gaussian(num_data=3, guide_scale=0.1, shift=5.0)
     target = Target(specimen.model, specimen.guide, *specimen.data)
     torch.manual_seed(0)
-    first = starts.first_gaussians(target, "laplace")
+    first = fit_gaussian(target, "laplace")
     z = starts.chain_starts(target, first, 300)
     near, wide, prior = z[1::3], z[::3], z[2::3]
     assert torch.allclose(near.mean(0), specimen.posterior_mean, atol=0.5)

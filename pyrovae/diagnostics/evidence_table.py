@@ -81,12 +81,13 @@ def evidence_table(
     start = time.perf_counter()
     names = _expanded(methods)
     own = _own_options(names, options or {})
+    counts = _budgets(num_samples), _budgets(num_temperatures)
+    _check_budgets(names, own, counts)
     tell = progress or (lambda method, done, total: None)
     if reference is None and any(evidence.needs_reference(name) for name in names):
         reference = sample_posterior(
             target, seed=block_seed(seed, 1), progress=partial(tell, "reference posteriors")
         )
-    counts = _budgets(num_samples), _budgets(num_temperatures)
     found: list[Evidence] = []
     steps = _steps(target, names, own, counts, reference, seed)
     for done, (name, run) in enumerate(steps):
@@ -127,6 +128,17 @@ def _own_options(names: Sequence[str], options: Mapping[str, Mapping[str, Any]])
 
 def _budgets(count: int | Sequence[int]) -> list[int]:
     return sorted({count} if isinstance(count, int) else set(count))
+
+
+def _check_budgets(
+    names: Sequence[str], own: Mapping[str, Mapping[str, Any]], counts: tuple[list[int], list[int]]
+) -> None:
+    """Before anything is run, what cannot be: too few draws, or annealing from nowhere."""
+    if any(name in evidence.ESTIMATORS for name in names):
+        evidence.check_draws(counts[0][0])
+    for name in set(ENDS) & set(names):
+        given = {key: value for key, value in own[name].items() if key in Annealing._fields}
+        evidence.check_annealing(Annealing(**{**given, "num_temperatures": counts[1][0]}))
 
 
 def _steps(
@@ -174,7 +186,6 @@ def _own_budgets(name: str, draws: list[int], temperatures: list[int]) -> list[d
 
 
 def _from_shared_draws(target: Target, names: Sequence[str], counts: list[int], seed: int) -> list[Evidence]:
-    evidence.check_draws(counts[0])
     start = time.perf_counter()
     log_w = evidence.draw_log_weights(target, counts[-1], seed=seed)
     seconds = time.perf_counter() - start

@@ -11,6 +11,7 @@ from typing import Any
 
 from pyrovae.diagnostics.evidence.annealed import (
     Annealing,
+    check_annealing,
     from_annealing,
     from_both_ends,
     from_reverse_annealing,
@@ -29,6 +30,7 @@ __all__ = [
     "POINT_ESTIMATORS",
     "POSTERIOR_ESTIMATORS",
     "Annealing",
+    "check_annealing",
     "check_draws",
     "check_methods",
     "check_options",

@@ -20,7 +20,7 @@ from pyrovae.results import Evidence
 from pyrovae.seeding import block_seed, seeded
 from pyrovae.target import Target
 
-__all__ = ["Annealing", "from_annealing", "from_both_ends", "from_reverse_annealing"]
+__all__ = ["Annealing", "check_annealing", "from_annealing", "from_both_ends", "from_reverse_annealing"]
 
 PRIOR = 1000  # draws of the prior that give its moments
 SMALLEST_SHARE = 0.5  # of the chains that must count (effective sample size) for an error bar to be trusted
@@ -101,7 +101,7 @@ def from_both_ends(
 
 
 def _tuned(target: Target, options: Annealing, seed: int) -> list[_Block]:
-    _check_options(options)
+    check_annealing(options)
     parts = target.split(max(1, MAX_ROWS // options.num_chains))
     return [_tune(some, options, block_seed(seed, i)) for i, some in enumerate(parts)]
 
@@ -222,7 +222,8 @@ def _prior_path(target: Target, whitening: Gaussian) -> Path:
     return evaluate
 
 
-def _check_options(options: Annealing) -> None:
+def check_annealing(options: Annealing) -> None:
+    """Refuse what no run can be made with."""
     for name in ("num_temperatures", "num_chains", "num_steps"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name} must be at least 1, but is {getattr(options, name)}")
