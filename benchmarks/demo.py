@@ -5,31 +5,18 @@ Run `python benchmarks/demo.py`; it writes `benchmarks/results/demo.json`, `demo
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
+
+from machine import machine
 
 import pyrovae as pv
 from pyrovae.reporting.plots import plot_draws, save_figure
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def machine() -> dict[str, str | int]:
-    """Processor, cores and versions."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "cores": os.cpu_count() or 0,
-        "threads": int(os.environ.get("OMP_NUM_THREADS", "0")),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "pyro-ppl", "pyrovae")},
-    }
 
 
 def markdown(tree: object) -> str:

@@ -104,7 +104,11 @@ def digits(num_data: int, max_epochs: int = 120) -> Problem:
 
 def fashion(path: str, num_data: int, max_epochs: int = 5) -> Problem:
     """A 784-400-20 VAE on held-out images of Fashion-MNIST, from the file of its training images in idx format."""
-    split = pv.data.load(f"idx:{path}", scale="unit", dequantize=True, val_fraction=0.05, test_fraction=0.05, seed=0)
+    split = pv.data.load(
+        f"idx:{path}", scale="unit", dequantize=True, val_fraction=0.05, test_fraction=0.05, seed=0
+    )
     vae = pv.build_vae(data_dim=784, latent_dim=20, hidden=(400,), noise="shared", seed=0)
-    pv.fit(vae.model, vae.guide, split.train, val_data=split.val, max_epochs=max_epochs, batch_size=256, seed=0)
+    pv.fit(
+        vae.model, vae.guide, split.train, val_data=split.val, max_epochs=max_epochs, batch_size=256, seed=0
+    )
     return Problem("fashion", pv.Target(vae.model, vae.guide, split.test[:num_data]), None)

@@ -26,7 +26,7 @@ class PosteriorDraws(NamedTuple):
     """[N]; True for data whose reference has no verdict."""
     is_exact: bool
     num_gradient_evaluations: int
-    """What the draws cost, per datum."""
+    """What the draws cost, per datum on average."""
 
 
 def read_draws(target: Target, reference: xr.DataTree | Tensor | None) -> PosteriorDraws:
@@ -49,11 +49,13 @@ def read_draws(target: Target, reference: xr.DataTree | Tensor | None) -> Poster
     posterior = reference["posterior"].to_dataset()
     values = posterior["z"].values
     _check_shape(target, values.shape[2:])
-    is_refused = np.ones(target.num_data, bool)
+    is_refused, per_chain = np.ones(target.num_data, bool), posterior.attrs.get("num_gradient_evaluations", 0)
     if "diagnostics" in reference.children:
-        is_refused = np.asarray(reference["diagnostics"].to_dataset()["verdict"].values != "ok")
+        diagnostics = reference["diagnostics"].to_dataset()
+        is_refused = np.asarray(diagnostics["verdict"].values != "ok")
+        per_chain = np.mean(diagnostics.get("num_gradient_evaluations", per_chain))
     z = torch.as_tensor(values, dtype=target.dtype, device=target.device)
-    cost = int(posterior.attrs.get("num_gradient_evaluations", 0)) * values.shape[0]
+    cost = round(float(per_chain) * values.shape[0])
     return PosteriorDraws(z, is_refused, posterior.attrs.get("method") == "exact", cost)
 
 
