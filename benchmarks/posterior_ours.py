@@ -74,8 +74,8 @@ def throughput(problem: Problem, density: str, device: str, num_rows: int) -> di
     """Draws per second after the warm-up, of `num_rows` = N x 10 chains."""
     num_chains = 10
     target = make_target(problem, density, num_rows // num_chains, device)
-    num_samples = 100
-    seconds, num_gradients = undiagnosed(target, num_chains, num_samples, 50)
+    num_samples = 30
+    seconds, num_gradients = undiagnosed(target, num_chains, num_samples, 30)
     return {
         "density": density,
         "device": device,

@@ -171,21 +171,23 @@ def main() -> None:
     if args.worker:
         work_on(args.data, args.work)
         return
-    confine()
     suffix = "" if args.device == "cpu" else f"_{args.device.replace(':', '')}"
     path = RESULTS / f"posterior_sampling{suffix}.json"
     results = json.loads(path.read_text()) if path.exists() else {"rows": []}
     problems = {dim: load_problem(args.data, dim, args.work) for dim in args.latent_dims}
     results["machine"] = {**machine(PACKAGES), "device": _device_name(args.device)}
-    rate = matmul_rate()
-    results |= {"data": problems[args.latent_dims[0]].source, "matmul_gflops": rate / 1e9, "tried": TRIED}
+    results |= {"data": problems[args.latent_dims[0]].source, "tried": TRIED}
+    new: list[dict[str, Any]] = []
     if "rows" in args.parts and args.device == "cpu":
         rows = plan(args.samplers, args.latent_dims, args.num_data, args.everything)
         new = run_rows(rows, args.data, args.work)
         compare(rows, new, args.work)
-        add_shares(new, rate)
-        results["rows"] = merged(results["rows"], new)
-        results["ratios"] = ratios(results["rows"])
+    confine()  # not before: processes inherit it, and some rows have all cores
+    rate = matmul_rate()
+    results["matmul_gflops"] = rate / 1e9
+    add_shares(new, rate)
+    results["rows"] = merged(results["rows"], new)
+    results["ratios"] = ratios(results["rows"])
     if "scaling" in args.parts and args.device == "cpu":
         results["scaling"] = slopes(scaling(_environment("one")))
     if "throughput" in args.parts:

@@ -25,8 +25,8 @@ def markdown(found: dict[str, Any]) -> str:
 def _samplers(found: dict[str, Any]) -> str:
     lines = [
         "| latent dims | data | sampler | density | min ESS/s per datum | with warm-up | with compilation "
-        "| ESS per gradient | chains x draws | warm-up | R-hat | largest \\|z\\| |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| ESS per gradient | share of matmul rate | chains x draws | warm-up | R-hat | largest \\|z\\| |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in found["rows"]:
         measured = "" if row["num_measured"] == row["num_data"] else f" ({row['num_measured']} run)"
@@ -38,6 +38,7 @@ def _samplers(found: dict[str, Any]) -> str:
             label,
             row["density"],
             *(f"{row[key]:.3g}" for key in ("rate", "rate_total", "rate_compiled", "ess_per_gradient")),
+            f"{row['share_of_matmul']:.0%}" if "share_of_matmul" in row else "",
             f"{row['num_chains']} x {row['num_samples']}",
             row["warmup_steps"],
             *("" if row.get(key) is None else f"{row[key]:.3g}" for key in ("rhat", "largest_z")),

@@ -227,7 +227,7 @@ def test_wrong_arguments_are_refused(call, error, message):
 @pytest.mark.slow
 def test_a_compiled_density_of_a_vae():
     vae = pv.build_vae(20, 3, hidden=(16,), seed=0)
-    target = Target(vae.model, vae.guide, torch.randn(7, 20))
+    target = Target(vae.model, vae.guide, torch.randn(7, 20), prepare=False)
     density = hmc.with_gradient(target.log_joint)
     program = compiled(density, *two(4, 7, 3))
     assert (program.route, program.reason) == ("compiled", "")

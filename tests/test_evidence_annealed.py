@@ -37,8 +37,8 @@ def test_annealing_forward_is_unbiased_for_p(name, start):
     e = log_evidence(target, "ais", num_temperatures=4, num_chains=16, start=start)
     assert e.is_unbiased_density
     assert chance.means_agree(torch.as_tensor(e.value - truth).exp(), 1.0)
-    # Planted: a normalizer of the start that is off by a tenth.
-    assert not chance.means_agree(torch.as_tensor(e.value - truth + 0.1).exp(), 1.0)
+    # Planted: a normalizer of the start that is off by half a nat.
+    assert not chance.means_agree(torch.as_tensor(e.value - truth + 0.5).exp(), 1.0)
 
 
 @pytest.mark.parametrize("schedule", ["adapted", "sigmoid", "geometric", "linear"])
@@ -57,7 +57,8 @@ def test_the_sandwich_closes_on_the_truth(start, schedule):
     assert (lower.value - truth < limit * lower.std_error).all()
     assert (upper.value - truth > -limit * upper.std_error).all()
     if start != "prior" or schedule in ("adapted", "sigmoid"):  # the others take their first step too far
-        assert (upper.value - lower.value < 0.3).all()
+        noise = limit * np.hypot(lower.std_error, upper.std_error)
+        assert (upper.value - lower.value < 0.3 + noise).all()
     assert (lower.direction, upper.direction) == ("lower", "upper")
     assert upper.is_approximate.all()
     assert not lower.is_approximate.any()

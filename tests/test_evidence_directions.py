@@ -135,7 +135,7 @@ def test_the_closed_form_is_exact(name):
 def test_quadrature_is_exact_within_its_own_error(name):
     specimen = zoo.SHAPES[name]()
     target = Target(specimen.model, specimen.guide, *specimen.data)
-    e = log_evidence(target, "quadrature", tolerance=1e-6)
+    e = log_evidence(target, "quadrature", tolerance=1e-3)
     assert e.direction == "exact"
     assert e.is_reliable.all()
     error = np.abs(e.value - specimen.log_evidence.numpy())
