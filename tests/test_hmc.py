@@ -10,7 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrovae.inference import hmc
-from pyrovae.inference.laplace import Gaussian, unwhiten, whitened_density
+from pyrovae.inference.laplace import Gaussian, unwhiten, whitened_gradient
 
 NUM_DRAWS = 20_000
 COVARIANCE = torch.tensor([[2.0, 0.9, 0.1], [0.9, 1.0, -0.3], [0.1, -0.3, 0.5]], dtype=torch.float64)
@@ -22,8 +22,8 @@ def correlated_log_density(z: torch.Tensor) -> torch.Tensor:
     return -0.5 * (centred @ torch.linalg.inv(COVARIANCE) * centred).sum(-1)
 
 
-WHITENED = hmc.with_gradient(
-    whitened_density(Gaussian(LOC, torch.linalg.cholesky(COVARIANCE)), correlated_log_density)
+WHITENED = whitened_gradient(
+    Gaussian(LOC, torch.linalg.cholesky(COVARIANCE)), hmc.with_gradient(correlated_log_density)
 )
 
 

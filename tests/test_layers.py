@@ -25,13 +25,14 @@ LADDER: dict[str, set[str]] = {
 SIBLINGS = {
     "audit": {"evidence", "comparison", "reference"},
     "comparison": {"evidence", "reference"},
-    "evidence": {"gaussians"},
+    "evidence": {"gaussians", "options"},
     "evidence_table": {"evidence", "reference"},
     "gaussians": set(),
     "simulated": set(),
     "decomposition": {"evidence", "reference"},
     "reconstruction": set(),
-    "reference": {"evidence", "gaussians"},
+    "options": set(),
+    "reference": {"evidence", "gaussians", "options"},
 }
 
 

@@ -132,7 +132,8 @@ def print_evidence(console: "Console", tree: "xr.DataTree", title: str) -> None:
     found = pv.evidence_summary(tree)
     table = Table(title=title, box=box.SIMPLE, pad_edge=False, padding=0)
     for name, justify in COLUMNS.items():
-        table.add_column(name, no_wrap=True, justify=justify)
+        # Where the terminal is too narrow, the names are folded: no digit is cut off.
+        table.add_column(name, no_wrap=name != "estimator", overflow="fold", justify=justify)
     for label, row in found.iterrows():
         table.add_row(
             str(label),
@@ -140,7 +141,7 @@ def print_evidence(console: "Console", tree: "xr.DataTree", title: str) -> None:
             row["direction"] + ("*" if row["num_approximate"] else ""),
             _with_error(row["bias"], row["bias_std_error"]),
             _evaluations(row["num_density_evaluations"], row["num_gradient_evaluations"]),
-            f"{row['seconds']:.1g}",
+            _seconds(row["seconds"]),
             str(row["num_refused"]),
         )
     console.print(table)
@@ -162,6 +163,13 @@ def _with_error(value: float, error: float) -> str:
         return f"{value:.3f}"
     digits = min(max(1 - math.floor(math.log10(error)), 0), 3)
     return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def _seconds(seconds: float) -> str:
+    """At most four characters below three hours, so that the width of the table does not hang on the machine."""
+    if seconds < 0.05:
+        return "<0.1"
+    return f"{seconds:.1f}" if seconds < 10 else f"{seconds:.0f}"
 
 
 def _evaluations(densities: int, gradients: int) -> str:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pyrovae.inference.hmc import LogDensity, LogDensityAndGradient
+from pyrovae.inference.hmc import LogDensityAndGradient
 
 __all__ = [
     "Curvature",
@@ -19,7 +19,6 @@ __all__ = [
     "log_prob",
     "unwhiten",
     "whiten",
-    "whitened_density",
     "whitened_gradient",
     "widen",
 ]
@@ -79,22 +78,11 @@ def whiten(gaussian: Gaussian, z: Float[Tensor, "... d"]) -> Float[Tensor, "... 
     return torch.linalg.solve_triangular(gaussian.scale_tril, centred, upper=False).squeeze(-1)
 
 
-def whitened_density(gaussian: Gaussian, log_density: LogDensity) -> LogDensity:
-    """Make the log density of u out of that of z = unwhiten(u), up to the constant log |det scale_tril|.
-
-    The values are those of `log_density` at z.
-
-    >>> gaussian = Gaussian(torch.ones(3, 2), 2 * torch.eye(2).expand(3, 2, 2))
-    >>> whitened_density(gaussian, lambda z: z.sum(-1))(torch.ones(3, 2))
-    tensor([6., 6., 6.])
-    """
-    return lambda u: log_density(unwhiten(gaussian, u))
-
-
 def whitened_gradient(
     gaussian: Gaussian, log_density_and_gradient: LogDensityAndGradient
 ) -> LogDensityAndGradient:
-    """Do as `whitened_density` for a callable that gives the gradient too: scale_tril' times the gradient in z.
+    """Make density and gradient of u out of those of z = unwhiten(u): the value is the same, up to the constant
+    log |det scale_tril|, and the gradient is scale_tril' times that in z.
 
     >>> gaussian = Gaussian(torch.ones(3, 2), 2 * torch.eye(2).expand(3, 2, 2))
     >>> whitened_gradient(gaussian, lambda z: (z.sum(-1), torch.ones_like(z)))(torch.ones(3, 2))[1][0]

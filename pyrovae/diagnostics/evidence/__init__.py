@@ -4,11 +4,11 @@
 reference draws, `annealed` goes from a start to the posterior and back, `closed` has no Monte Carlo error.
 """
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from pyrovae.diagnostics import options as options_module
 from pyrovae.diagnostics.evidence.annealed import (
     Annealing,
     check_annealing,
@@ -140,7 +140,7 @@ def log_evidence(target: Target, method: str = "iwae", *, seed: int = 0, **optio
 
 def needs_reference(method: str) -> bool:
     """Whether the estimator starts from draws of the posterior."""
-    return "reference" in inspect.signature(METHODS[method]).parameters
+    return "reference" in options_module.options_of(METHODS[method])
 
 
 def check_methods(methods: Sequence[str], *others: str) -> None:
@@ -150,11 +150,6 @@ def check_methods(methods: Sequence[str], *others: str) -> None:
             raise ValueError(f"unknown method {method!r} for log p(x): choose one of {', '.join(known)}")
 
 
-def check_options(method: str, options: Mapping[str, Any]) -> None:
+def check_options(method: str, given: Mapping[str, Any]) -> None:
     """Refuse an option that the method does not have."""
-    parameters = inspect.signature(METHODS[method]).parameters.values()
-    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "seed"]
-    for name in options:
-        if name not in known:
-            has = f"its options are {', '.join(known)}" if known else "it has none"
-            raise ValueError(f"method {method!r} has no option {name!r}: {has}")
+    options_module.check_options(method, METHODS[method], given)

@@ -9,7 +9,7 @@ from torch import Tensor
 from pyrovae.seeding import block_seed, seeded
 from pyrovae.target import Draws, Target
 
-__all__ = ["MAX_ROWS", "check_draws", "draw_log_weights", "draw_weights", "guide_blocks"]
+__all__ = ["MAX_ROWS", "check_draws", "check_weights", "draw_log_weights", "draw_weights", "guide_blocks"]
 
 MAX_ROWS = 1 << 14  # rows (draws times data) that the model sees at once
 
@@ -26,7 +26,7 @@ def draw_weights(target: Target, num_samples: int, *, seed: int = 0) -> tuple[Dr
         for i, some in enumerate(target.split(MAX_ROWS))
     ]
     z, log_q, log_w = (torch.cat(pieces, 1) for pieces in zip(*parts, strict=True))
-    _check_weights(log_w)
+    check_weights(log_w)
     return Draws(z, log_q), log_w
 
 
@@ -47,7 +47,7 @@ def draw_log_weights(
         blocks = guide_blocks(some, num_samples, seed=block_seed(seed, i), defensive=defensive)
         parts.append(torch.cat([log_w for _, log_w in blocks]))
     log_w = torch.cat(parts, 1)
-    _check_weights(log_w)
+    check_weights(log_w)
     return log_w
 
 
@@ -95,10 +95,11 @@ def _joined(blocks: list[tuple[Draws, Tensor]]) -> tuple[Tensor, Tensor, Tensor]
     return z, log_q, torch.cat([log_w for _, log_w in blocks])
 
 
-def _check_weights(log_w: Tensor) -> None:
+def check_weights(log_w: Float[Tensor, "k n"], first: int = 0) -> None:
+    """Refuse weights that are NaN or +infinity; the data are numbered from `first`."""
     bad = (torch.isnan(log_w) | (log_w == torch.inf)).any(0)
     if bool(bad.any()):
         raise ValueError(
-            f"log p(x, z) - log q(z | x) is NaN or +infinity for datum {int(bad.nonzero()[0])}: check the "
+            f"log p(x, z) - log q(z | x) is NaN or +infinity for datum {first + int(bad.nonzero()[0])}: check the "
             "parameters of model and guide there, and the scale of the data"
         )

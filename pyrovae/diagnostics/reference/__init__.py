@@ -3,14 +3,14 @@
 One file a sampler; `sampled` holds what they share.
 """
 
-import inspect
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import xarray as xr
 
 from pyrovae import results
+from pyrovae.diagnostics.options import check_options, options_of
 from pyrovae.diagnostics.reference.exact import from_closed_form
 from pyrovae.diagnostics.reference.hmc import from_hmc
 from pyrovae.diagnostics.reference.importance import from_importance
@@ -104,14 +104,14 @@ def sample_posterior(
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r} for posterior draws: choose one of {', '.join(METHODS)}")
-    settings = _settings(method, options)
+    check_options(method, METHODS[method], options)
     start = time.perf_counter()
     found = METHODS[method](target, seed=seed, progress=progress, **options)
     cost = {
         "num_gradient_evaluations": found.num_gradient_evaluations,
         "seconds": time.perf_counter() - start,
     }
-    attrs = {"method": method, **settings, "seed": seed, **cost}
+    attrs = {"method": method, **options_of(METHODS[method]), **options, "seed": seed, **cost}
     others = {name: values for name, values in found.stats.items() if name != "lp"}
     return results.build_tree(
         {
@@ -120,20 +120,6 @@ def sample_posterior(
             "diagnostics": results.group("diagnostics", found.diagnostics, found.limits),
         }
     )
-
-
-def _settings(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a method with its defaults; refuses those it does not have."""
-    parameters = inspect.signature(METHODS[method]).parameters.values()
-    known = {
-        p.name: p.default
-        for p in parameters
-        if p.kind is p.KEYWORD_ONLY and p.name not in ("seed", "progress")
-    }
-    for name in options:
-        if name not in known:
-            raise ValueError(f"method {method!r} has no option {name!r}: its options are {', '.join(known)}")
-    return known | dict(options)
 
 
 def latent_names(target: Target) -> list[str]:

@@ -68,20 +68,14 @@ def from_hmc(
     )
     blocks = target.split(max(1, MAX_ROWS // num_chains))
     total = warmup_steps + num_samples * thinning
+    warm_up = partial(
+        _warm_up, whiten=whiten, steps=warmup_steps, target_accept_prob=target_accept_prob, compile=compile
+    )
     parts = []
     for block, some in enumerate(blocks):
         tell = _ticker(progress, block, len(blocks), total)
         with seeded(block_seed(seed, block)):
-            first = fit_gaussian(some, whiten)
-            tuned = tuning.tune(
-                density(some, num_chains, compile, warmup_steps),
-                chain_starts(some, first, num_chains, copies),
-                first.gaussian,
-                warmup_steps=warmup_steps,
-                target_accept_prob=target_accept_prob,
-                progress=tell,
-            )
-        spent = math.ceil(first.num_gradient_evaluations / num_chains) + 1 + tuned.num_gradient_evaluations
+            tuned, spent = warm_up(some, num_chains=num_chains, copies=copies, progress=tell)
         sample = partial(_block, some, tuned, wanted, partial(block_seed, seed, block))
         parts.append(_counted(sample(compile, tell), spent, tuned.num_changes))
     z, stats, diagnostics = rounds.side_by_side(parts)
@@ -89,6 +83,30 @@ def from_hmc(
         progress(len(blocks) * total, len(blocks) * total)
     cost = int(diagnostics["num_gradient_evaluations"].max())
     return Sampled(z, stats, cost, diagnostics, {"max_rhat": max_rhat, "min_ess": min_ess})
+
+
+def _warm_up(
+    target: Target,
+    *,
+    num_chains: int,
+    copies: int,
+    whiten: str,
+    steps: int,
+    target_accept_prob: float,
+    compile: bool | str,
+    progress: Callable[..., None],
+) -> tuple[Tuned, int]:
+    """What the warm-up of some data leaves behind, and the gradients per chain that it cost with the first Gaussian."""
+    first = fit_gaussian(target, whiten)
+    tuned = tuning.tune(
+        density(target, num_chains, compile, steps),
+        chain_starts(target, first, num_chains, copies),
+        first.gaussian,
+        warmup_steps=steps,
+        target_accept_prob=target_accept_prob,
+        progress=progress,
+    )
+    return tuned, math.ceil(first.num_gradient_evaluations / num_chains) + 1 + tuned.num_gradient_evaluations
 
 
 def _block(

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pyrovae.diagnostics.evidence.draws import guide_blocks
+from pyrovae.diagnostics.evidence.draws import check_weights, guide_blocks
 from pyrovae.diagnostics.reference.sampled import Progress, Sampled, joined, to_numpy
 from pyrovae.inference import weights
 from pyrovae.seeding import block_seed, seeded
@@ -81,16 +81,6 @@ def guide_weights(target: Target, num_draws: int, *, seed: int) -> Iterator[Weig
     """Draws of the guide with their weights, few rows at once."""
     for draws, log_w in guide_blocks(target, num_draws, seed=seed):
         yield Weighted(draws.z, log_w + draws.log_q, log_w)
-
-
-def check_weights(log_w: Float[Tensor, "k n"], first: int) -> None:
-    """Refuse weights that are NaN or +infinity; the data are numbered from `first`."""
-    bad = (torch.isnan(log_w) | (log_w == torch.inf)).any(0)
-    if bool(bad.any()):
-        raise ValueError(
-            f"log p(x, z) - log q(z | x) is NaN or +infinity for datum {first + int(bad.nonzero()[0])}: check the "
-            "parameters of model and guide there, and the scale of the data"
-        )
 
 
 def resampled(drawn: Weighted, budget: Budget, *, seed: int) -> Sampled:

@@ -9,8 +9,8 @@ from pyro.infer import Importance
 from pyro.infer.importance import vectorized_importance_weights
 from torch import Tensor
 
-from pyrovae.diagnostics.evidence.draws import MAX_ROWS
-from pyrovae.diagnostics.reference.importance import Budget, Weighted, check_weights, resampled, with_verdicts
+from pyrovae.diagnostics.evidence.draws import MAX_ROWS, check_weights
+from pyrovae.diagnostics.reference.importance import Budget, Weighted, resampled, with_verdicts
 from pyrovae.diagnostics.reference.programs import OneDatum, one_datum
 from pyrovae.diagnostics.reference.sampled import Progress, Sampled
 from pyrovae.seeding import block_seed, seeded
