@@ -14,8 +14,8 @@ from torch import nn
 from torch.func import vmap
 
 import pyrovae as pv
-from pyrovae import compiled as module
 from pyrovae.compiled import FallbackWarning, compiled, draw_noise, traced, with_noise
+from pyrovae.compiled import program as module
 from pyrovae.inference import hmc
 from pyrovae.target import Target
 

@@ -53,12 +53,19 @@ class Settings:
     alpha: float | None = _option(None, "Of renyi: the order of the bound.")
     chunk_size: int | None = _option(None, "Particles in one graph.")
     lr: float = _option(1e-3, "Adam's learning rate.")
+    lr_schedule: str = _option("constant", "constant or cosine.")
+    clip_norm: float | None = _option(None, "Largest norm of the gradients.")
+    precision: str = _option("full", "full or bf16.")
+    compile: str = _option("auto", "auto, true or false: run the step as a compiled program.")
     batch_size: int = _option(64, "Data in a step.")
     max_epochs: int = _option(100, "Epochs at the most.")
     kl_weight: float = _option(1.0, "Factor of the KL term; 1 is the ELBO.")
     n_epochs_kl_warmup: int = _option(0, "Epochs over which that factor rises.")
     early_stopping_patience: int | None = _option(
         None, "Stop after that many epochs without a better validation ELBO."
+    )
+    keep_epochs: tuple[int, ...] = _option(
+        (), "Epochs after which the model is kept, such as 0,1,5,20; 0 is before training."
     )
     seed: int = _option(0, "Seed of split, weights and training.")
 

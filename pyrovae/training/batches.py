@@ -81,15 +81,19 @@ def epoch_order(num_data: int, seed: int, epoch: int) -> Int[Tensor, " n"]:
 
 
 def minibatches(
-    data: tuple[Tensor, ...], batch_size: int, seed: int, epoch: int
+    data: tuple[Tensor, ...], batch_size: int, seed: int, epoch: int, start: int = 0
 ) -> Iterator[tuple[Tensor, ...]]:
-    """The shuffled batches of one epoch, the ragged last one included; one batch of everything keeps its order."""
+    """The shuffled batches of one epoch from number `start` on, the ragged last one included.
+
+    They are gathered where the data are. One batch of everything keeps its order.
+    """
     num_data = len(data[0])
     if batch_size >= num_data:
-        yield data
+        yield from [data][start:]
         return
-    for index in epoch_order(num_data, seed, epoch).to(data[0].device).split(batch_size):
-        yield tuple(x[index] for x in data)
+    order = epoch_order(num_data, seed, epoch)[start * batch_size :]
+    for index in order.to(data[0].device).split(batch_size):
+        yield tuple(x.index_select(0, index) for x in data)
 
 
 def blocks(data: tuple[Tensor, ...], size: int) -> Iterator[tuple[Tensor, ...]]:

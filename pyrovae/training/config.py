@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from pyro.infer import ELBO
 
+from pyrovae.training.learning_rate import SCHEDULES
 from pyrovae.training.objectives import ELBO_OBJECTIVES, KL_WEIGHTED, make_objective
 
 __all__ = ["FitConfig"]
@@ -23,6 +24,14 @@ class FitConfig:
         alpha: of "renyi", the order of the bound, not 1.
         chunk_size: particles in one graph, at least 1, for objectives other than "elbo" and "analytic_kl"; None: 64.
         lr: Adam's learning rate, above 0.
+        lr_schedule: "constant", or "cosine", from lr down to 0 over `max_epochs`.
+        clip_norm: the largest norm of all gradients together, above 0, to which a larger one is scaled; None: any.
+        precision: "full", or "bf16": products in bfloat16 by torch.autocast, parameters and Adam as they are. The ELBO
+            is then known to two or three digits, that of validation as ever. Faster where the processor has such
+            products, which `benchmarks/training_step.py` measures.
+        compile: "auto": run the step as a tensor program, traced or compiled, where the planned steps are enough to
+            pay for that; True: compile, which takes seconds; False: run it through Pyro. From a command line, "true"
+            and "false".
         batch_size: data in a step, at least 1; the last batch of an epoch may be smaller.
         max_epochs: passes over the data, at least 1.
         kl_weight: factor of KL(q || prior) in the objective, above 0; 1 is the ELBO. Only "elbo", "analytic_kl" and
@@ -42,6 +51,10 @@ class FitConfig:
     alpha: float | None = None
     chunk_size: int | None = None
     lr: float = 1e-3
+    lr_schedule: str = "constant"
+    clip_norm: float | None = None
+    precision: str = "full"
+    compile: str | bool = "auto"
     batch_size: int = 64
     max_epochs: int = 100
     kl_weight: float = 1.0
@@ -58,9 +71,14 @@ class FitConfig:
             _check_count("early_stopping_patience", self.early_stopping_patience, 1)
         _check_count("n_epochs_kl_warmup", self.n_epochs_kl_warmup, 0)
         _check_positive("lr", self.lr, "1e-3 is a common start")
+        _check_choice("lr_schedule", self.lr_schedule, SCHEDULES)
+        _check_choice("precision", self.precision, ("full", "bf16"))
+        _check_choice("compile", self.compile, ("auto", True, False, "true", "false"))
+        if self.clip_norm is not None:
+            _check_positive("clip_norm", self.clip_norm, "None is for no clipping")
         _check_positive("kl_weight", self.kl_weight, "1 is the ELBO")
         self.make_objective("data")
-        if self.objective not in KL_WEIGHTED and (self.kl_weight != 1 or self.n_epochs_kl_warmup > 1):
+        if self.objective not in KL_WEIGHTED and self.is_weighted:
             raise ValueError(
                 f"kl_weight and n_epochs_kl_warmup want an objective with a KL term, {', '.join(KL_WEIGHTED)}, got "
                 f'"{self.objective}"; leave them at 1 and 0'
@@ -79,6 +97,11 @@ class FitConfig:
         )
 
     @property
+    def is_weighted(self) -> bool:
+        """Whether the KL term has another weight than 1 at some epoch."""
+        return self.kl_weight != 1 or self.n_epochs_kl_warmup > 1
+
+    @property
     def metric(self) -> str:
         """What the history calls minus the loss: "elbo", or "bound" where the objective is another."""
         return "elbo" if self.objective in ELBO_OBJECTIVES else "bound"
@@ -87,6 +110,11 @@ class FitConfig:
 def _check_count(name: str, value: object, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}; pass such a number")
+
+
+def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}; choose one")
 
 
 def _check_positive(name: str, value: object, advice: str) -> None:

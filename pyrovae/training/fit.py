@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrovae.seeding import seeded
-from pyrovae.training.batches import blocks, check_data, check_val_data, derive_seed, minibatches
+from pyrovae.training.batches import blocks, check_data, check_val_data, derive_seed
 from pyrovae.training.config import FitConfig
 from pyrovae.training.divergence import TrainingDiverged
+from pyrovae.training.epochs import train_epoch
 from pyrovae.training.kl_weight import check_warmup, weight_at
-from pyrovae.training.steps import Run, evaluate, step
+from pyrovae.training.programs import Programs
+from pyrovae.training.run import Run
+from pyrovae.training.steps import evaluate
 
 __all__ = ["FitConfig", "FitResult", "TrainingDiverged", "fit"]
 
@@ -71,6 +74,14 @@ def fit(
     put into train mode nor into eval mode. A module, the owner of model or guide, that has `end_epoch(*data)` has
     it called after each epoch.
 
+    Where there are steps enough to pay for it, a step is traced through Pyro once and then runs as a tensor program,
+    compiled if that pays too: option `compile`. Such a program draws the same noise and was compared, value and
+    gradients, with the objective itself. It reads the modules' tensors where they are, so that in-place changes by
+    `end_epoch` are seen; tensors, modes and numbers of modules that were replaced are noticed at the start of the
+    next epoch. What a program reads in Python elsewhere is frozen: pass compile=False where model or guide depend
+    on that. What cannot be traced (branches on values, BatchNorm in train mode, particles in several chunks) runs
+    through Pyro, with one `FallbackWarning`.
+
     The history's `elbo` is the mean over an epoch, while the parameters move; `val_elbo` uses the same noise at
     every epoch, so that its changes are due to the parameters alone. A model whose data plate is subsampled
     scales its density to the plate's full size, by which the ELBO is divided; without such a plate it is divided
@@ -85,7 +96,8 @@ def fit(
         plate: name of the plate over the data.
         progress: called after each epoch with (epoch, max_epochs, metrics).
         **options: the fields of `FitConfig`: objective="elbo", num_particles=1, num_outer=None, beta=None,
-            alpha=None, chunk_size=None, lr=1e-3, batch_size=64, max_epochs=100, kl_weight=1.0, n_epochs_kl_warmup=0,
+            alpha=None, chunk_size=None, lr=1e-3, lr_schedule="constant", clip_norm=None, precision="full",
+            compile="auto", batch_size=64, max_epochs=100, kl_weight=1.0, n_epochs_kl_warmup=0,
             early_stopping_patience=None, seed=0.
 
     Raises:
@@ -116,7 +128,7 @@ def fit(
             "early_stopping_patience needs validation data, got val_data=None; pass val_data or drop the patience"
         )
     check_warmup(config.n_epochs_kl_warmup, config.max_epochs)
-    run = Run(model, guide, plate, config.make_objective(plate), config.num_particles, config.lr)
+    run = _run(model, guide, plate, config, len(checked[0]))
     with pyro.get_param_store().scope(), seeded(config.seed):
         return _train(run, config, checked, val, progress)
 
@@ -131,6 +143,23 @@ def _config(options: dict[str, Any]) -> FitConfig:
     return FitConfig(**options)
 
 
+def _run(
+    model: Callable[..., Any], guide: Callable[..., Any], plate: str, config: FitConfig, num_data: int
+) -> Run:
+    return Run(
+        model,
+        guide,
+        plate,
+        config.make_objective(plate),
+        config.num_particles,
+        config.lr,
+        lr_schedule=config.lr_schedule,
+        max_steps=config.max_epochs * math.ceil(num_data / config.batch_size),
+        clip_norm=config.clip_norm,
+        precision=config.precision,
+    )
+
+
 def _train(
     run: Run,
     config: FitConfig,
@@ -140,9 +169,9 @@ def _train(
 ) -> FitResult:
     start = time.perf_counter()
     history: list[dict[str, float]] = []
-    best = _Best()
+    best, programs = _Best(), Programs(run, config, data)
     for epoch in range(config.max_epochs):
-        history.append(_epoch(run, config, data, val, epoch))
+        history.append(_epoch(run, programs, data, val, epoch))
         best.update(run, epoch, history[-1].get(f"val_{config.metric}"))
         if progress is not None:
             progress(epoch, config.max_epochs, dict(history[-1]))
@@ -164,13 +193,11 @@ def _train(
 
 
 def _epoch(
-    run: Run, config: FitConfig, data: tuple[Tensor, ...], val: tuple[Tensor, ...] | None, epoch: int
+    run: Run, programs: Programs, data: tuple[Tensor, ...], val: tuple[Tensor, ...] | None, epoch: int
 ) -> dict[str, float]:
-    start = time.perf_counter()
+    start, config = time.perf_counter(), programs.config
     run.kl_weight = weight_at(epoch, config.kl_weight, config.n_epochs_kl_warmup)
-    batches = minibatches(data, config.batch_size, config.seed, epoch)
-    totals = [len(batch[0]) * step(run, batch, epoch, index) for index, batch in enumerate(batches)]
-    metrics = _training_metrics(config, math.fsum(totals) / len(data[0]), run.kl_weight)
+    metrics = _training_metrics(config, train_epoch(run, programs, data, epoch), run.kl_weight)
     run.kl_weight = 1.0
     for module in run.modules:
         hook = getattr(module, "end_epoch", None)
@@ -183,7 +210,7 @@ def _epoch(
 
 
 def _training_metrics(config: FitConfig, elbo: float, kl_weight: float) -> dict[str, float]:
-    if config.kl_weight == 1 and config.n_epochs_kl_warmup < 2:
+    if not config.is_weighted:
         return {config.metric: elbo}
     return {"weighted_elbo": elbo, "kl_weight": kl_weight}
 

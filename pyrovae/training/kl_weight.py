@@ -5,6 +5,7 @@ from typing import Any
 
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
+from torch import Tensor
 
 __all__ = ["LatentScale", "check_warmup", "weight_at"]
 
@@ -24,7 +25,7 @@ class LatentScale(Messenger):
     0.5
     """
 
-    def __init__(self, weight: float) -> None:
+    def __init__(self, weight: float | Tensor) -> None:
         super().__init__()
         self.weight = weight
 

@@ -2,16 +2,12 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple
 
-import pyro
 import torch
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
-from torch import Tensor, nn
+from torch import Tensor
 
+from pyrovae.training.adam import make_adam
 from pyrovae.training.divergence import (
     TrainingDiverged,
     density_is_bad,
@@ -21,92 +17,12 @@ from pyrovae.training.divergence import (
     value_is_bad,
 )
 from pyrovae.training.kl_weight import LatentScale
+from pyrovae.training.run import Run, Watch, autocast
 
-__all__ = ["Run", "evaluate", "step"]
+__all__ = ["evaluate", "step"]
 
 # Adam's first step has the size of lr for every gradient well above its eps of 1e-8; smaller ones may not move.
 LEAST_GRADIENT = 1e-6
-
-
-@dataclass
-class Run:
-    """What a training run carries from step to step."""
-
-    model: Callable[..., Any]
-    guide: Callable[..., Any]
-    plate: str
-    objective: Any
-    num_particles: int
-    lr: float
-    tensors: dict[int, tuple[str, Tensor]] = field(default_factory=dict)
-    optimizer: torch.optim.Adam | None = None
-    num_steps: int = 0
-    kl_weight: float = 1.0
-
-    @property
-    def modules(self) -> list[nn.Module]:
-        """The modules that own model and guide, each once."""
-        owners = [_owner(self.model), _owner(self.guide)]
-        return list({id(m): m for m in owners if m is not None}.values())
-
-    def state(self) -> dict[tuple[int, str], Tensor]:
-        """The live tensors that training may change: of the modules and of the parameter store."""
-        state = {}
-        for index, module in enumerate(self.modules):
-            for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-                state[index, name] = tensor
-        known = {id(tensor) for tensor in state.values()}
-        return state | {(-1, name): t for key, (name, t) in self.tensors.items() if key not in known}
-
-    def function_params(self) -> dict[str, Tensor]:
-        """Constrained values of the store's parameters that belong to no module."""
-        store = pyro.get_param_store()
-        owned = {id(p) for module in self.modules for p in module.parameters()}
-        return {
-            name: store[name].detach().clone()
-            for name, unconstrained in store.named_parameters()
-            if "$$$" not in name and id(unconstrained) not in owned  # $$$: pyro.module's names
-        }
-
-
-def _owner(fn: Any) -> nn.Module | None:
-    while not isinstance(fn, nn.Module):
-        if isinstance(fn, partial):
-            fn = fn.func
-        elif hasattr(fn, "__self__"):
-            fn = fn.__self__
-        elif hasattr(fn, "__wrapped__"):
-            fn = fn.__wrapped__
-        else:
-            return None
-    return fn
-
-
-class _Watch(Messenger):
-    """Notes the parameters that a computation uses, and the full size of the data plate."""
-
-    def __init__(self, plate: str) -> None:
-        super().__init__()
-        self.plate = plate
-        self.plate_size: int | None = None
-        self.tensors: dict[int, tuple[str, Tensor]] = {}
-
-    def _pyro_post_param(self, msg: Any) -> None:
-        value = msg["value"]
-        tensor = getattr(value, "_pyro_unconstrained_param", None)
-        if tensor is None:
-            tensor = value.unconstrained() if hasattr(value, "unconstrained") else value
-        if tensor.requires_grad:
-            self.tensors[id(tensor)] = (msg["name"], tensor)
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg):
-            if msg["name"] == self.plate:  # an objective that tiles the data says for how many they stand
-                self.plate_size = int(msg["infer"].get("num_data", msg["fn"].size))
-        elif self.plate_size is None:
-            for frame in msg["cond_indep_stack"]:
-                if frame.name == self.plate:
-                    self.plate_size = int(frame.full_size or frame.size)
 
 
 class _Place(NamedTuple):
@@ -127,7 +43,8 @@ def step(run: Run, batch: tuple[Tensor, ...], epoch: int, index: int) -> float:
     """
     place = _Place(epoch, index, "batch", rng_state(batch[0].device))
     own = _named_parameters(run) if run.num_steps == 0 else {}
-    loss, elbo, tensors = _compute(run, run.objective.differentiable_loss, batch, place)
+    with autocast(run, batch[0].device):
+        loss, elbo, tensors = _compute(run, run.objective.differentiable_loss, batch, place)
     _check_not_replaced(own, _named_parameters(run) if own else {})
     new = [entry for key, entry in tensors.items() if key not in run.tensors]
     leaves = list(_leaves(loss)) if new or not run.tensors else []
@@ -135,6 +52,10 @@ def step(run: Run, batch: tuple[Tensor, ...], epoch: int, index: int) -> float:
     before = [leaf.detach().clone() for leaf in leaves]
     _backward(run, optimizer, loss, leaves)
     _check_gradients(run, place)
+    if run.clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_([tensor for _, tensor in run.tensors.values()], run.clip_norm)
+    for group in optimizer.param_groups:
+        group["lr"] = run.rate
     optimizer.step()
     for leaf, old in zip(leaves, before, strict=True):
         _check_moved(run, leaf, old)
@@ -155,7 +76,7 @@ def _compute(
 ) -> tuple[Any, float, dict[int, tuple[str, Tensor]]]:
     """The loss, the ELBO in nats per datum that it stands for, and the parameters that it used."""
     try:
-        with _Watch(run.plate) as watch, LatentScale(run.kl_weight):
+        with Watch(run.plate) as watch, LatentScale(run.kl_weight):
             loss = compute(run.model, run.guide, *batch)
     except (ValueError, RuntimeError, Warning) as error:
         # A value outside the support of its distribution is the user's error, not divergence.
@@ -234,7 +155,7 @@ def _register(run: Run, new: list[tuple[str, Tensor]], leaves: list[Tensor]) -> 
             "that are model or guide with @pyro_method, call pyro.module for a torch module, or use pyro.param"
         )
     if run.optimizer is None:
-        run.optimizer = torch.optim.Adam([tensor for _, tensor in new], lr=run.lr)
+        run.optimizer = make_adam([tensor for _, tensor in new], run.lr)
     elif new:
         run.optimizer.add_param_group({"params": [tensor for _, tensor in new]})
     return run.optimizer
@@ -251,10 +172,11 @@ def _backward(run: Run, optimizer: torch.optim.Adam, loss: Any, leaves: list[Ten
 
 def _check_gradients(run: Run, place: _Place) -> None:
     gradients = [(name, t.grad) for name, t in run.tensors.values() if t.grad is not None and t.numel()]
-    if torch.isfinite(torch.nn.utils.get_total_norm([g for _, g in gradients], norm_type=math.inf)):
+    if torch.isfinite(torch.nn.utils.get_total_norm([g for _, g in gradients])):
         return
-    name = next(name for name, gradient in gradients if not torch.isfinite(gradient).all())
-    raise _diverged(run, place, f"the loss is finite but the gradient of {name!r} is not", name)
+    for name, gradient in gradients:  # large ones alone, of which the squares overflow, are fine
+        if not torch.isfinite(gradient).all():
+            raise _diverged(run, place, f"the loss is finite but the gradient of {name!r} is not", name)
 
 
 def _check_registered(run: Run, leaf: Tensor) -> None:

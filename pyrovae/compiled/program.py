@@ -1,4 +1,4 @@
-"""Run a Pyro computation as one tensor program: traced once, compiled, with its noise as an explicit input."""
+"""A function of tensors as one tensor program: traced once, then compiled."""
 
 import copy
 import warnings
@@ -7,18 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor, fx
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
-__all__ = ["FallbackWarning", "Program", "compiled", "draw_noise", "traced", "with_noise"]
+__all__ = ["FallbackWarning", "Program", "compiled", "traced"]
 
 Function = Callable[..., Any]
 Run = Callable[..., list[Tensor]]
-Take = Callable[[str, Tensor, Function], Tensor]
+Compare = Callable[[list[Tensor], list[Tensor]], None]
 
 
 class FallbackWarning(UserWarning):
@@ -40,7 +37,10 @@ class Program:
     """"captured" in a CUDA graph, "compiled", "traced", or "untraced": the function itself."""
     reason: str
     """Why the route is not the one that was asked for; "" if it is."""
-    _run: Run = field(repr=False)
+    graph: fx.GraphModule | None = field(repr=False)
+    """The operations that were traced, None if the function runs untraced."""
+    run: Run = field(repr=False)
+    """The program on its tensors one by one, without checks: contiguous ones, under `torch.no_grad()`."""
     _inputs: tuple[Any, ...] = field(repr=False)
     _outputs: TreeSpec = field(repr=False)
 
@@ -49,10 +49,18 @@ class Program:
         if form != self._inputs:
             raise ValueError(f"the program was made for {self._inputs[1:]}, not {form[1:]}: make another one")
         with torch.no_grad():
-            return tree_unflatten(self._run(*leaves), self._outputs)
+            return tree_unflatten(self.run(*leaves), self._outputs)
+
+    @property
+    def captured(self) -> tuple[Tensor, ...]:
+        """The tensors from outside that the trace reads, such as a module's parameters."""
+        if self.graph is None:
+            return ()
+        names = [node.target for node in self.graph.graph.nodes if node.op == "get_attr"]
+        return tuple(t for t in (getattr(self.graph, name) for name in names) if isinstance(t, Tensor))
 
 
-def traced(function: Function, *examples: tuple[Any, ...]) -> Program:
+def traced(function: Function, *examples: tuple[Any, ...], compare: Compare | None = None) -> Program:
     """Trace a function into plain tensor operations, replayed without Pyro, its handlers or autograd.
 
     The function runs once on tensors without values, and its operations are recorded, with those of
@@ -64,6 +72,8 @@ def traced(function: Function, *examples: tuple[Any, ...]) -> Program:
         function: of tensors, or tuples and dicts of tensors, to tensors likewise; without side effects.
         *examples: tuples of arguments, at least two, of the same shapes. The first is traced with; the others must
             hold other values, so that a dependence on values shows.
+        compare: called with the flat results of the program and of the function, raises where they differ by more
+            than rounding; None: as said above.
 
     Raises:
         ValueError: fewer than two examples, or examples of different shapes.
@@ -74,10 +84,10 @@ def traced(function: Function, *examples: tuple[Any, ...]) -> Program:
     >>> program.route, program(torch.ones(2))
     ('traced', tensor([2., 2.]))
     """
-    return _build(function, examples, {"traced": _trace})
+    return _build(function, examples, {"traced": _trace}, compare or _compare)
 
 
-def compiled(function: Function, *examples: tuple[Any, ...]) -> Program:
+def compiled(function: Function, *examples: tuple[Any, ...], compare: Compare | None = None) -> Program:
     """Trace a function as `traced` does, then compile it with Inductor, and on CUDA capture it as a CUDA graph.
 
     Arguments and errors are those of `traced`. Compiling takes seconds: worth it for thousands of calls. Without a
@@ -87,84 +97,12 @@ def compiled(function: Function, *examples: tuple[Any, ...]) -> Program:
     stages: dict[str, Function] = {"traced": _trace, "compiled": _compile}
     if any(isinstance(leaf, Tensor) and leaf.is_cuda for leaf in tree_leaves(examples)):
         stages["captured"] = _capture
-    return _build(function, examples, stages)
+    return _build(function, examples, stages, compare or _compare)
 
 
-def with_noise(program: Function, noise: Mapping[str, Tensor]) -> Function:
-    """A Pyro program whose latent sites take their base noise from `noise` instead of drawing it.
-
-    A site runs its own `rsample`, in which only the random numbers are replaced: Normal gives loc + scale eps, with
-    gradients as ever. So does any distribution that is a function of normal, uniform, exponential or Cauchy numbers:
-    Gaussians with full or low-rank covariance, Laplace, Gumbel, Uniform, flows over such. Sites that have a value
-    (observed, replayed) take none. Works under `vmap` over the noise and in `traced`, with Pyro's validation off.
-
-    Args:
-        program: a Pyro model or guide, or anything that runs some.
-        noise: {site: noise}, as `draw_noise` gives it.
-
-    Raises:
-        NotImplementedError: when run, at a site that is no function of such numbers (Gamma, discrete, mixture).
-        ValueError: when run, if a site's noise is missing, of another shape or dtype, or left over.
-
-    >>> import pyro, pyro.distributions as dist
-    >>> guide = lambda x: pyro.sample("z", dist.Normal(x, 2.0).to_event(1))
-    >>> with_noise(guide, {"z": torch.tensor([1.0, -1.0])})(torch.tensor([10.0, 20.0]))
-    tensor([12., 18.])
-    """
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        rest = dict(noise)
-
-        def take(site: str, wanted: Tensor, _: Function) -> Tensor:
-            given = rest.pop(site, torch.empty(0))
-            if given.dim() and wanted.dim() and given.shape[-1] > wanted.shape[-1]:
-                given, rest[site] = given.tensor_split([wanted.shape[-1]], -1)
-            gets, wants = ((list(eps.shape), eps.dtype) for eps in (given, wanted))
-            if gets != wants:
-                raise ValueError(f"site {site!r} wants noise of {wants}, not {gets}: see draw_noise")
-            return given
-
-        with _Noise(take):
-            result = program(*args, **kwargs)
-        if rest:
-            raise ValueError(f"noise of {sorted(rest)} is left over: give what draw_noise gives, no more")
-        return result
-
-    return run
-
-
-def draw_noise(program: Function, *args: Any, num_replicates: int | None = None) -> dict[str, Tensor]:
-    """Run a Pyro program and give the base noise of its latent sites, {site: noise}, for `with_noise`.
-
-    With the same seed it is the noise that the program would draw by itself. A site that draws twice has both along
-    the last axis: LowRankMultivariateNormal of rank R has R columns, then D. Raises as `with_noise` does.
-
-    Args:
-        program: as in `with_noise`; called with `*args`.
-        num_replicates: if given, the noise has one more axis on the left, of this size; independent along it.
-
-    >>> import pyro, pyro.distributions as dist
-    >>> guide = lambda x: pyro.sample("z", dist.Normal(x, 2.0).to_event(1))
-    >>> noise = draw_noise(guide, torch.zeros(5, 3), num_replicates=7)
-    >>> torch.func.vmap(lambda noise: with_noise(guide, noise)(torch.zeros(5, 3)))(noise).shape
-    torch.Size([7, 5, 3])
-    """
-    lead = () if num_replicates is None else (num_replicates,)
-    noise: dict[str, Tensor] = {}
-
-    def take(site: str, wanted: Tensor, fill: Function) -> Tensor:
-        drawn = fill(wanted.new_empty(lead + wanted.shape))
-        if site in noise and not (wanted.dim() and noise[site].shape[:-1] == drawn.shape[:-1]):
-            raise _no_noise(site, "it draws several tensors that do not go side by side")
-        noise[site] = torch.cat([noise[site], drawn], -1) if site in noise else drawn
-        return drawn[0] if lead else drawn
-
-    with _Noise(take), torch.no_grad():
-        program(*args)
-    return noise
-
-
-def _build(function: Function, examples: tuple[Any, ...], stages: Mapping[str, Function]) -> Program:
+def _build(
+    function: Function, examples: tuple[Any, ...], stages: Mapping[str, Function], compare: Compare
+) -> Program:
     if len(examples) < 2:
         raise ValueError("give two examples or more, (args), (other args): to trace with, and to compare at")
     flat, forms = zip(*map(_flatten, examples), strict=True)
@@ -174,20 +112,21 @@ def _build(function: Function, examples: tuple[Any, ...], stages: Mapping[str, F
     def run(*leaves: Tensor) -> list[Tensor]:
         return _flatten(function(*tree_unflatten(leaves, forms[0][0])))[0]
 
-    best, route, reason = run, "untraced", ""
+    best, route, reason, graph = run, "untraced", "", None
     with torch.no_grad():
         expected, (outputs, *_) = zip(*(_flatten(_seeded(function, each)) for each in examples), strict=True)
         for name, stage in stages.items():
             try:
                 faster = stage(best, flat[0])
                 for leaves, wanted in zip(flat, expected, strict=True):
-                    _compare(_seeded(faster, leaves), wanted)
+                    compare(_seeded(faster, leaves), wanted)
             except Exception as error:  # of any kind: the slower way is right
                 reason = f"not {name}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
                 warnings.warn(f"a program runs {route}, {reason}", FallbackWarning, stacklevel=3)
                 break
             best, route = faster, name
-    return Program(route, reason, best, forms[0], outputs[0])
+            graph = faster if graph is None else graph
+    return Program(route, reason, graph, best, forms[0], outputs[0])
 
 
 def _flatten(tree: Any) -> tuple[list[Tensor], tuple[Any, ...]]:
@@ -241,59 +180,9 @@ def _compile(graph: fx.GraphModule, example: list[Tensor]) -> Run:
 
         # Inductor rewrites the graph it is given; this one shares only the captured tensors.
         own = fx.GraphModule(graph, copy.deepcopy(graph.graph))
-        return _inductor.compile(own, [*example], options={"fallback_random": True})
+        return _inductor.compile(own, [*example], options={"fallback_random": True, "size_asserts": False})
 
 
 def _capture(run: Run, example: list[Tensor]) -> Run:
     captured: Any = torch.cuda.make_graphed_callables(run, tuple(leaf.clone() for leaf in example))
     return lambda *leaves: [result.clone() for result in captured(*leaves)]  # the next call overwrites them
-
-
-LAWS = {name: getattr(Tensor, name) for name in ("normal_", "uniform_", "exponential_", "cauchy_")}
-LAWS |= {"randn": Tensor.normal_, "rand": Tensor.uniform_}
-"""Torch's sources of noise whose law no gradient passes through, and what fills a tensor with it."""
-
-
-class _Noise(Messenger):
-    """Draw latent sites by their own rsample, where `take(site, wanted, fill)` gives the random numbers."""
-
-    def __init__(self, take: Take) -> None:
-        super().__init__()
-        self.take = take
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["value"] is not None or site_is_subsample(msg):
-            return
-        if not msg["fn"].has_rsample:
-            raise _no_noise(msg["name"], f"{type(msg['fn']).__name__} has no rsample")
-        with _Source(msg["name"], self.take):
-            msg["value"] = msg["fn"](*msg["args"], **msg["kwargs"])
-
-
-class _Source(TorchFunctionMode):
-    def __init__(self, site: str, take: Take) -> None:
-        super().__init__()
-        self.site, self.take = site, take
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
-        if name in ("rand", "randn"):
-            return self.take(self.site, torch.empty(*args, **kwargs), LAWS[name])
-        if name in LAWS:
-            # Noise is the value that is returned; who would read the tensor itself shall notice.
-            wanted = args[0].fill_(torch.nan)
-            return self.take(self.site, wanted, lambda noise: LAWS[name](noise, *args[1:], **kwargs))
-        if _is_random(name):
-            raise _no_noise(self.site, f"it draws by torch's {name}")
-        return func(*args, **kwargs)
-
-
-def _is_random(name: str) -> bool:
-    packet = getattr(torch.ops.aten, name, None)
-    keys = packet.overloads() if isinstance(packet, torch._ops.OpOverloadPacket) else []
-    return any(torch.Tag.nondeterministic_seeded in getattr(packet, key).tags for key in keys)
-
-
-def _no_noise(site: str, why: str) -> NotImplementedError:
-    advice = "use a distribution that is a function of normal, uniform, exponential or Cauchy numbers"
-    return NotImplementedError(f"site {site!r} takes no explicit noise, for {why}: {advice}")

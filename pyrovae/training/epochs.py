@@ -1,0 +1,102 @@
+"""One pass over the data: steps through Pyro or as programs, taken again through Pyro where a program met a NaN."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrovae.training.adam import Snapshot, is_finite
+from pyrovae.training.batches import minibatches
+from pyrovae.training.programs import Programs
+from pyrovae.training.run import Run
+from pyrovae.training.steps import step
+
+__all__ = ["train_epoch"]
+
+WINDOW = 1000
+"""Steps after which losses are fetched, at the latest: so many are lost and taken again where one was NaN."""
+
+
+def train_epoch(run: Run, programs: Programs, data: tuple[Tensor, ...], epoch: int) -> float:
+    """Train on every batch of an epoch; returns the mean of their ELBOs, in nats per datum.
+
+    Raises:
+        RuntimeError: no parameter reached the objective, or one with a gradient is not trained.
+        TrainingDiverged: a loss or its gradient is not finite; the parameters are as before that step.
+    """
+    programs.start_epoch()
+    totals: list[float] = []
+    config = programs.config
+    batches = partial(minibatches, data, config.batch_size, config.seed, epoch)
+    for start in range(0, math.ceil(len(data[0]) / config.batch_size), WINDOW):
+        totals += _window(run, programs, batches, epoch, start)
+    return math.fsum(totals) / len(data[0])
+
+
+def _window(
+    run: Run, programs: Programs, batches: Callable[[int], Any], epoch: int, start: int
+) -> list[float]:
+    """The ELBO of each of some batches, from number `start` on, times its rows."""
+    steps = _Steps(run, programs)
+    try:
+        for index, batch in enumerate(islice(batches(start), WINDOW), start):
+            steps.take(batch, epoch, index)
+        if (totals := steps.totals()) is not None:
+            return totals
+    except Exception:
+        if steps.kept is None:
+            raise
+    first = steps.rewind()
+    again = [
+        len(batch[0]) * step(run, batch, epoch, index)
+        for index, batch in enumerate(islice(batches(first), start + WINDOW - first), first)
+    ]
+    programs.give_up("a program gave NaN or failed where Pyro does not")
+    return [*steps.through_pyro[: first - start], *again]
+
+
+class _Steps:
+    """Some steps in a row, of which nobody looks at the losses of programs until the end.
+
+    A NaN spoils all steps after it. So before the first program runs, all that steps change is kept.
+    """
+
+    def __init__(self, run: Run, programs: Programs) -> None:
+        self.run, self.programs = run, programs
+        self.kept: tuple[Snapshot, int, int] | None = None
+        self.losses: list[Tensor] = []
+        self.factors: list[float] = []
+        self.through_pyro: list[float] = []
+
+    def take(self, batch: tuple[Tensor, ...], epoch: int, index: int) -> None:
+        """Take the step of batch number `index`."""
+        program = self.programs.at(batch)
+        if program is None:
+            self.through_pyro.append(len(batch[0]) * step(self.run, batch, epoch, index))
+            return
+        if self.kept is None and self.run.optimizer is not None:
+            self.kept = Snapshot(self.run.optimizer, batch[0].device), index, self.run.num_steps
+        self.losses.append(program(batch))
+        self.factors.append(-len(batch[0]) / (program.gradients.plate_size or len(batch[0])))
+
+    def totals(self) -> list[float] | None:
+        """The ELBO of each batch, in nats per datum, times its rows; None if something was not finite."""
+        if self.run.optimizer is None or not self.losses:
+            return self.through_pyro
+        losses = torch.stack(self.losses).tolist()
+        if not all(map(math.isfinite, losses)) or not is_finite(self.run.optimizer):
+            return None
+        own = [factor * loss for factor, loss in zip(self.factors, losses, strict=True)]
+        return [*self.through_pyro, *own]
+
+    def rewind(self) -> int:
+        """Put everything back to before the first program; returns the number of its batch."""
+        if self.kept is None:
+            raise ValueError("no program ran, so nothing was kept")
+        snapshot, index, self.run.num_steps = self.kept
+        snapshot.restore()
+        return index
