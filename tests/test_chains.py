@@ -14,7 +14,8 @@ from test_hmc import HostReads, always_accepted, inverted_acceptance, scaled_mom
 from pyrovae.inference import chains, hmc, trajectory
 from pyrovae.inference.chains import sample_chains
 from pyrovae.inference.laplace import Gaussian, unwhiten, whitened_gradient, widen
-from pyrovae.inference.tuning import QUARTER_TURN, tune
+from pyrovae.inference.trajectory import Settings
+from pyrovae.inference.tuning import tune
 
 ORIGINAL_STEP = hmc.step
 
@@ -28,6 +29,20 @@ def unit(num_data: int, dim: int, dtype: torch.dtype = torch.float64) -> Gaussia
     return Gaussian(torch.zeros(num_data, dim, dtype=dtype), identity)
 
 
+def same_steps(tuned) -> Settings:
+    """All data in one batch."""
+    most = int(tuned.num_steps.max())
+    of_data = tuned.step_size, tuned.trajectory_length, torch.full_like(tuned.num_steps, most), tuned.rotates
+    return Settings(*of_data, active=(len(tuned.num_steps),) * most)
+
+
+def settings(step_size: float, length: float, active: tuple[int, ...], rotates: bool = True) -> Settings:
+    """The same for all data, the first `active[i]` of which make step i."""
+    ones = torch.ones(active[0])
+    steps = (torch.arange(active[0])[:, None] < torch.tensor(active)).sum(1)
+    return Settings(step_size * ones, length * ones, steps, (ones > 0) == rotates, active)
+
+
 def warm_and_sample(density, start, whitening=None, *, num_samples=20, warmup_steps=35, **options):
     """Tuned, Chains, and the draws in the coordinates of `density`."""
     whitening = unit(*start.shape[1:], start.dtype) if whitening is None else whitening
@@ -36,10 +51,8 @@ def warm_and_sample(density, start, whitening=None, *, num_samples=20, warmup_st
     found = sample_chains(
         whitened,
         hmc.init(tuned.position, whitened),
-        tuned.step_size,
-        tuned.rotates,
-        times=trajectory.times(num_samples, options.get("trajectory_length", QUARTER_TURN)),
-        num_steps=int(tuned.num_steps.max()),
+        same_steps(tuned),
+        shares=trajectory.shares(num_samples),
         noise=partial(trajectory.draw_noise, start),
     )
     return tuned, found, unwhiten(tuned.whitening, found.draws.position)
@@ -183,7 +196,8 @@ def test_gradients_are_counted():
         return standard_normal(u)
 
     tuned, found, _ = sample_some(density)
-    assert calls[0] == tuned.num_gradient_evaluations + 1 + found.totals.num_gradient_evaluations
+    spent = found.totals.num_gradient_evaluations.unique()
+    assert calls[0] == tuned.num_gradient_evaluations + 1 + spent.item()
     assert found.totals.num_transitions == 20
 
 
@@ -191,15 +205,13 @@ def test_the_loop_does_not_read_the_device():
     """Reads do not grow with draws; that which there is, is the random start of the times."""
     counts = []
     for num_samples in (20, 200):
-        state, sizes = hmc.init(torch.randn(3, 4, 5), standard_normal), torch.full((4,), 1.0)
+        state = hmc.init(torch.randn(3, 4, 5), standard_normal)
         with HostReads() as reads:
             sample_chains(
                 standard_normal,
                 state,
-                sizes,
-                sizes > 0,
-                times=trajectory.times(num_samples, 1.0),
-                num_steps=2,
+                settings(1.0, 1.0, (4, 2)),
+                shares=trajectory.shares(num_samples),
                 noise=partial(trajectory.draw_noise, state.position),
             )
         counts.append(reads.count)
@@ -209,19 +221,17 @@ def test_the_loop_does_not_read_the_device():
 def test_runs_join_as_one_run():
     """Sums, and draws thinned across the seam, are those of one long run."""
     torch.manual_seed(0)
-    state, sizes = hmc.init(torch.randn(3, 2, 4), standard_normal), torch.full((2,), 0.9)
+    state = hmc.init(torch.randn(3, 2, 4), standard_normal)
     noises = [trajectory.draw_noise(state.position) for _ in range(15)]
-    times = trajectory.times(15, 1.5)
+    shares = trajectory.shares(15)
 
     def run(state, first, last, **options):
         more = iter(noises[first:last])
         return sample_chains(
             standard_normal,
             state,
-            sizes,
-            sizes < 0,
-            times=times[first:last],
-            num_steps=2,
+            settings(0.9, 1.5, (2, 1), rotates=False),
+            shares=shares[first:last],
             noise=lambda: next(more),
             **options,
         )
@@ -263,7 +273,7 @@ def test_a_whitened_posterior_gives_an_effective_draw_for_a_gradient():
     torch.manual_seed(0)
     _, found, z = sample_some(num_chains=8, num_data=8, dim=20, num_samples=500, warmup_steps=200)
     u, axes = z.numpy(), {"chain_axis": 0, "draw_axis": 1}
-    num_gradients = 8 * found.totals.num_gradient_evaluations
+    num_gradients = 8 * int(found.totals.num_gradient_evaluations.max())
     assert array_stats.ess(u, **axes).mean() / num_gradients > 0.8
     assert array_stats.ess(u**2, **axes).mean() / num_gradients > 0.7
     assert array_stats.ess(u, method="tail", prob=0.05, **axes).mean() / num_gradients > 0.7
@@ -289,14 +299,40 @@ def test_a_datum_that_breaks_leaves_the_others_alone():
 
 def test_counts_out_of_range():
     state = hmc.init(torch.zeros(3, 2, 1), standard_normal)
-    run = partial(
-        sample_chains,
-        standard_normal,
-        state,
-        torch.ones(2),
-        torch.ones(2).bool(),
-        noise=partial(trajectory.draw_noise, state.position),
-    )
-    for options in ({"thinning": 0}, {"num_steps": 0}, {"times": []}):
+    run = partial(sample_chains, standard_normal, state, noise=partial(trajectory.draw_noise, state.position))
+    one = settings(1.0, 1.0, (2,))
+    for moves, options in (
+        (one, {"shares": [1.0], "thinning": 0}),
+        (one._replace(active=()), {"shares": [1.0]}),
+        (one, {"shares": []}),
+    ):
         with pytest.raises(ValueError, match="must be at least 1, but is 0"):
-            run(**{"times": [1.0], "num_steps": 1, **options})
+            run(moves, **options)
+
+
+def test_data_that_need_fewer_steps_cost_no_gradient_and_move_as_alone():
+    """The density is shown the data that make a step; each datum's draws are those it would have by itself."""
+    torch.manual_seed(0)
+    state, sizes = hmc.init(torch.randn(3, 3, 2), standard_normal), []
+    noises = [trajectory.draw_noise(state.position) for _ in range(10)]
+    shares = trajectory.shares(10)
+    nested = settings(0.5, 1.2, (3, 2, 2, 1), rotates=False)
+
+    def density(z):
+        sizes.append(z.shape[1])
+        return standard_normal(z)
+
+    found = sample_chains(density, state, nested, shares=shares, noise=partial(next, iter(noises)))
+    assert sizes == [3, 2, 2, 1] * 10
+    assert found.totals.num_gradient_evaluations.tolist() == [40, 30, 10]
+    for n, steps in enumerate([4, 3, 1]):
+        alone = sample_chains(
+            standard_normal,
+            hmc.HMCState(*(each[:, n : n + 1] for each in state)),
+            settings(0.5, 1.2, (1,) * steps, rotates=False),
+            shares=shares,
+            noise=partial(
+                next, iter([trajectory.Noise(*(each[:, n : n + 1] for each in one)) for one in noises])
+            ),
+        )
+        torch.testing.assert_close(found.draws.position[:, :, n : n + 1], alone.draws.position)

@@ -97,7 +97,7 @@ def test_hessians_pass_through():
 
 
 def posterior_errors(scale: float, likelihoods) -> list[float]:
-    """Largest errors over draws of the posterior (Laplace's, in float64) of functions (decoder, x) -> log p(x | z)."""
+    """Largest errors over draws of the posterior (Laplace's, in float64) of (decoder, x, mode) -> log p(x | z)."""
     torch.manual_seed(0)
     decoder = GaussianDecoder(mlp(D, (400,), 784), "fixed", scale)
     z = torch.randn(N, D)
@@ -115,13 +115,13 @@ def posterior_errors(scale: float, likelihoods) -> list[float]:
         hmc.with_gradient(log_joint), lambda z: precision.expand(*z.shape[:-2], N, D, D), z.double()
     )
     noise = torch.randn(100, N, D, dtype=F64)
-    draws = laplace.unwhiten(fitted.gaussian, noise).float()
+    draws, mode = laplace.unwhiten(fitted.gaussian, noise).float(), fitted.gaussian.loc.float()
     with torch.no_grad():
         wanted = own(exact, draws.double(), x.double())
-        return [float((each(decoder, x)(draws) - wanted).abs().max()) for each in likelihoods]
+        return [float((each(decoder, x, mode)(draws) - wanted).abs().max()) for each in likelihoods]
 
 
-def multiplied_out(decoder, x):
+def multiplied_out(decoder, x, _):
     """Planted mutant: |y|^2 - 2 y'Wh + h'W'Wh in float32, whose terms cancel."""
     *layers, last = decoder.net
     scale = decoder.noise()
@@ -141,17 +141,68 @@ def multiplied_out(decoder, x):
 
 @pytest.mark.parametrize("scale", [0.1, 0.01, 0.001])
 def test_float32_stays_within_a_hundredth_of_a_nat_over_posterior_draws(scale):
-    found, generic, mutant = posterior_errors(
+    found, expanded, generic, mutant = posterior_errors(
         scale,
         [
-            lambda decoder, x: decoder.prepare_likelihood(x),
-            lambda decoder, x: lambda z: own(decoder, z, x),
+            lambda decoder, x, _: decoder.prepare_likelihood(x),
+            lambda decoder, x, mode: decoder.prepare_likelihood(x, mode),
+            lambda decoder, x, _: lambda z: own(decoder, z, x),
             multiplied_out,
         ],
     )
     assert found < 0.01
+    assert expanded < 0.01
     assert found < 3 * generic
     assert scale > 0.01 or mutant > 0.01
+
+
+# --- expanded about a z ------------------------------------------------------------------------------------
+
+
+def trained(noise: float = 0.1) -> tuple[torch.Tensor, Target]:
+    """Draws near the posterior, and the target that they are of."""
+    torch.manual_seed(0)
+    vae = build_vae(X, D, hidden=(32,), noise="fixed", scale=noise, seed=0)
+    truth = torch.randn(N, D)
+    target = Target(vae.model, vae.guide, vae.decoder(truth).sample())
+    return truth + noise * torch.randn(3, N, D), target
+
+
+def test_near_draws_the_gradient_takes_one_product_instead_of_two():
+    draws, target = trained()
+    products = []
+    for some in (target, target.near(draws)):
+        with Sizes() as sizes:
+            hmc.with_gradient(some.log_joint)(draws)
+        products.append(sum(name.startswith(("aten.mm", "aten.addmm")) for name, _ in sizes.seen))
+    assert products[1] < products[0]
+    for mine, theirs in zip(*map(value_and_gradient_at(draws), (target, target.near(draws))), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-3)
+
+
+def value_and_gradient_at(z: torch.Tensor):
+    return lambda target: hmc.with_gradient(target.log_joint)(z)
+
+
+def test_some_rows_are_expanded_about_their_own_draws():
+    draws, target = trained()
+    whole, few = target.near(draws), target.near(draws).rows([3, 1])
+    torch.testing.assert_close(few.log_joint(draws[:, [3, 1]]), whole.log_joint(draws)[:, [3, 1]])
+    torch.testing.assert_close(few.split(1)[1].log_joint(draws[:, [1]]), whole.log_joint(draws)[:, [1]])
+
+
+def test_second_derivatives_pass_through_an_expansion():
+    draws, target = trained()
+    z = draws[0, :1]
+    for some in (target.rows([0]), target.near(draws).rows([0])):
+        found = torch.autograd.functional.hessian(lambda u, some=some: some.log_joint(u[None])[0, 0], z)
+        wanted = torch.autograd.functional.hessian(
+            lambda u: Target(target.model, target.guide, *target.rows([0]).data, prepare=False).log_joint(
+                u[None]
+            )[0, 0],
+            z,
+        )
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-2)
 
 
 # --- cost --------------------------------------------------------------------------------------------------

@@ -237,3 +237,31 @@ def test_a_vae_whose_model_was_overridden_is_left_out():
     vae = Wider(base.prior, base.decoder, base.encoder)
     with pytest.warns(PreparedTermsWarning, match="Wider.prepare_terms"):
         Target(vae.model, vae.guide, torch.randn(N, 4))
+
+
+class OwnerNear(Owner):
+    """The same, with terms for z near a given one that are off by `error` nats."""
+
+    def __init__(self, error: float) -> None:
+        super().__init__()
+        self.error = error
+
+    def prepare_terms(self, x, near=None):
+        terms = super().prepare_terms(x)
+        return terms if near is None else lambda z: add(0.0, self.error)(z, terms(z))
+
+
+@pytest.mark.parametrize(("error", "is_taken"), [(0.001, True), (0.02, False)])
+def test_a_faster_way_near_some_draws_is_taken_where_it_is_as_right(error, is_taken):
+    owner, z = OwnerNear(error), draws()
+    target = Target(owner.model, guide, data())
+    off = target.near(z).log_joint(z) - target.log_joint(z)
+    assert (off.abs().max() > error / 2) == is_taken
+
+
+def test_without_a_faster_way_the_terms_stay_as_they_are():
+    owner, z = Owner(), draws()
+    target = Target(owner.model, guide, data())
+    torch.testing.assert_close(target.near(z).log_joint(z), target.log_joint(z), rtol=0.0, atol=0.0)
+    plain = Target(owner.model, guide, data(), prepare=False)
+    torch.testing.assert_close(plain.near(z).log_joint(z), plain.log_joint(z), rtol=0.0, atol=0.0)

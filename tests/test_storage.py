@@ -7,7 +7,17 @@ import pytest
 import xarray as xr
 from trees import LATENT, D, N, all_groups, full_tree
 
-from pyrovae.results import build_tree, content_hash, group, read, storage, write
+from pyrovae.results import (
+    build_tree,
+    content_hash,
+    group,
+    read,
+    read_lazily,
+    sample_stats_group,
+    storage,
+    write,
+    written_in_parts,
+)
 
 # files
 
@@ -106,6 +116,73 @@ def test_arviz_reads_the_posterior() -> None:
     rhat = arviz_stats.rhat(build_tree({"posterior": draws}))
     assert rhat["z"].dims == ("datum", "latent")
     assert (np.abs(rhat["z"].values - 1) < 0.1).all()
+
+
+# parts
+
+
+def part(first: int, size: int, num_chains: int = 2, seed: int = 0) -> dict[str, xr.Dataset]:
+    """Draws of some data, with a NaN, and no attribute that all parts share."""
+    generator, shape = np.random.default_rng([seed, first]), (num_chains, 6, size)
+    z, datum = generator.normal(size=(*shape, D)).astype("f4"), np.arange(first, first + size)
+    z[0, 0, 0, 0] = np.nan
+    stats = {"diverging": generator.random(shape) < 0.5, "n_steps": generator.integers(1, 9, shape)}
+    return {
+        "posterior": group("posterior", {"z": z}, {"up_to": first + size}, latent=LATENT, datum=datum),
+        "sample_stats": sample_stats_group(generator.normal(size=shape), datum=datum, **stats),
+    }
+
+
+def write_all(parts: list[dict[str, xr.Dataset]], path: Path) -> None:
+    with written_in_parts(path) as add:
+        for each in parts:
+            add(each)
+            assert not path.exists()
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 200, 1 << 24])
+def test_parts_are_one_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int) -> None:
+    """Whatever the chunks, and where parts end among them; attributes are those of the last part."""
+    monkeypatch.setattr(storage, "CHUNK_BYTES", chunk_bytes)
+    parts = [part(0, 4), part(4, 4), part(8, 3)]
+    write_all(parts, tmp_path / "run.zarr")
+    whole = {
+        name: xr.concat([each[name] for each in parts], "datum", combine_attrs="override", **PLAINLY)
+        for name in parts[0]
+    }
+    whole["posterior"].attrs["up_to"] = 11
+    for tree in (read(tmp_path / "run.zarr"), read_lazily(tmp_path / "run.zarr")):
+        assert tree.identical(build_tree(whole))
+        assert tree["sample_stats"]["diverging"].dtype == bool
+        assert tree["posterior"]["z"].dtype == np.float32
+    assert [each.name for each in tmp_path.iterdir()] == ["run.zarr"]
+
+
+PLAINLY = {"data_vars": "minimal", "coords": "minimal", "compat": "override", "join": "override"}
+
+
+def test_parts_that_do_not_fit_together_leave_nothing(tmp_path: Path) -> None:
+    wrong = {
+        "three chains": part(4, 4, num_chains=3),
+        "the same data twice": part(0, 4),
+        "one group alone": {"sample_stats": part(4, 4)["sample_stats"]},
+        "no schema": {"weather": xr.Dataset({"rain": ("day", [1.0])})},
+    }
+    for second in wrong.values():
+        with pytest.raises(ValueError):
+            write_all([part(0, 4), second], tmp_path / "run.zarr")
+        assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="no part was added"):
+        write_all([], tmp_path / "run.zarr")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["run.nc", "run.zarr"])
+def test_a_tree_that_is_opened_is_the_one_that_is_read(tmp_path: Path, name: str) -> None:
+    write(full_tree(), tmp_path / name)
+    assert read_lazily(tmp_path / name).identical(full_tree())
+    with pytest.raises(FileNotFoundError, match="there is no result tree"):
+        read_lazily(tmp_path / "other.zarr")
 
 
 # hashes

@@ -39,10 +39,11 @@ def test_the_recursion_is_the_published_one():
         assert state.log_average.item() == pytest.approx(log_average, abs=1e-12)
 
 
-def test_acceptance_is_averaged_over_chains():
+def test_acceptance_is_averaged_over_chains_by_the_harmonic_mean():
     start = warmup.init(torch.tensor([0.5], dtype=torch.float64))
     apart = warmup.update(start, torch.tensor([[0.9], [0.5]], dtype=torch.float64), 0.8)
-    equal = warmup.update(start, torch.tensor([[0.7], [0.7]], dtype=torch.float64), 0.8)
+    mean = 2 / (1 / 0.9 + 1 / 0.5)
+    equal = warmup.update(start, torch.tensor([[mean], [mean]], dtype=torch.float64), 0.8)
     torch.testing.assert_close(apart, equal)
 
 

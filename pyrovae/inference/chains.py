@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyrovae.inference import trajectory
 from pyrovae.inference.hmc import HMCInfo, HMCState, LogDensityAndGradient
-from pyrovae.inference.trajectory import Move, Noise
+from pyrovae.inference.trajectory import Move, Noise, Settings
 
 __all__ = ["Chains", "Draws", "Totals", "bfmi", "joined", "rows", "sample_chains", "thinned"]
 
@@ -20,8 +20,8 @@ class Totals(NamedTuple):
     """Sums over all transitions, kept or not, of C chains for N data."""
 
     num_transitions: int
-    num_gradient_evaluations: int
-    """Per chain and datum."""
+    num_gradient_evaluations: Int[Tensor, " n"]
+    """Of each datum, per chain."""
     num_divergent: Int[Tensor, " n"]
     acceptance_rate: Float[Tensor, "c n"]
     energy: Float[Tensor, "3 c n"]
@@ -56,29 +56,26 @@ class Chains(NamedTuple):
 def sample_chains(
     log_density_and_gradient: LogDensityAndGradient,
     state: HMCState,
-    step_size: Float[Tensor, " n"],
-    rotates: Bool[Tensor, " n"],
+    settings: Settings,
     *,
-    times: Sequence[float],
-    num_steps: int,
+    shares: Sequence[float],
     noise: Callable[[], Noise],
     thinning: int = 1,
     made: int = 0,
     progress: Callable[[], object] | None = None,
 ) -> Chains:
-    """Make one transition for each of `times` with frozen settings, and keep every `thinning`-th state.
+    """Make one transition for each of `shares` with frozen settings, and keep every `thinning`-th state.
 
     Every datum has its own step size and every row its own acceptance; a datum whose step is long enough makes fewer
     steps than others. Reads no tensor: what is slow on a device is only the density.
 
     Args:
-        log_density_and_gradient: [C, N, D] -> [C, N], [C, N, D]; rows independent, results detached. It may be shown
-            positions that are not finite, and must return.
+        log_density_and_gradient: [C, n, D] -> [C, n], [C, n, D] for the first n data, for each n in
+            `settings.active`; rows independent, results detached. It may be shown positions that are not finite, and
+            must return.
         state: where chains stand.
-        step_size: largest step of each datum, above 0.
-        rotates: where `hmc.rotations` rotates.
-        times: integration times, above 0; at least 1 of them.
-        num_steps: most steps of a transition, at least 1; data that need more for its time have shorter trajectories.
+        settings: how they move; in the order of `most_steps`, the largest first.
+        shares: integration times in terms of `settings.length`, above 0; at least 1 of them.
         noise: called once a transition.
         thinning: at least 1.
         made: transitions that were made before; kept are those whose number among all is a multiple of `thinning`.
@@ -90,32 +87,33 @@ def sample_chains(
     >>> from pyrovae.inference import hmc
     >>> _ = torch.manual_seed(0)
     >>> density = hmc.with_gradient(lambda u: -0.5 * u.square().sum(-1))
-    >>> state = hmc.init(torch.randn(4, 3, 2), density)
-    >>> times, noise = trajectory.times(100, 1.6), lambda: trajectory.draw_noise(state.position)
-    >>> sizes, rotates = torch.full((3,), 2.0), torch.ones(3).bool()
-    >>> chains = sample_chains(density, state, sizes, rotates, times=times, num_steps=1, noise=noise)
+    >>> state, ones = hmc.init(torch.randn(4, 3, 2), density), torch.ones(3)
+    >>> settings = Settings(2 * ones, 1.6 * ones, ones.long(), ones.bool(), active=(3,))
+    >>> noise = lambda: trajectory.draw_noise(state.position)
+    >>> chains = sample_chains(density, state, settings, shares=trajectory.shares(100), noise=noise)
     >>> chains.draws.position.shape, chains.totals.num_gradient_evaluations
-    (torch.Size([4, 100, 3, 2]), 100)
+    (torch.Size([4, 100, 3, 2]), tensor([100, 100, 100]))
     """
     for name, count in (
         ("thinning", thinning),
-        ("num_steps", num_steps),
-        ("the number of times", len(times)),
+        ("the number of steps", len(settings.active)),
+        ("the number of shares", len(shares)),
     ):
         if count < 1:
             raise ValueError(f"{name} must be at least 1, but is {count}: 1 is the least")
     totals = _no_totals(state)
     kept: list[tuple[HMCState, HMCInfo, Move]] = []
     before = None
-    for t, time in enumerate(times):
-        move = trajectory.plan(time, step_size, num_steps, rotates)
+    for t, share in enumerate(shares):
+        move = trajectory.plan(share, settings)
         state, info = trajectory.transition(state, log_density_and_gradient, move, noise())
-        totals, before = _counted(totals, info, before, move.num_steps)
+        totals, before = _counted(totals, info, before)
         if (made + t + 1) % thinning == 0:
             kept.append((state, info, move))
         if progress is not None:
             progress()
-    return Chains(_stacked(kept, state), state, totals)
+    cost = len(shares) * _num_gradients(settings)
+    return Chains(_stacked(kept, state), state, totals._replace(num_gradient_evaluations=cost))
 
 
 def joined(first: Chains, second: Chains) -> Chains:
@@ -145,6 +143,7 @@ def rows(chains: Chains, index: Int[Tensor, " m"]) -> Chains:
     draws = Draws(*(each[:, :, index] for each in chains.draws))
     t = chains.totals
     totals = t._replace(
+        num_gradient_evaluations=t.num_gradient_evaluations[index],
         num_divergent=t.num_divergent[index],
         acceptance_rate=t.acceptance_rate[:, index],
         energy=t.energy[..., index],
@@ -175,22 +174,27 @@ def _no_totals(state: HMCState) -> Totals:
     origin = -state.log_density.double()
     zeros = torch.zeros_like(origin)
     count = torch.zeros(origin.shape[-1], dtype=torch.long, device=origin.device)
-    return Totals(0, 0, count, torch.zeros_like(state.log_density), zeros.expand(3, *zeros.shape), origin, 0)
+    return Totals(
+        0, count, count, torch.zeros_like(state.log_density), zeros.expand(3, *zeros.shape), origin, 0
+    )
 
 
-def _counted(
-    totals: Totals, info: HMCInfo, before: Tensor | None, num_steps: int
-) -> tuple[Totals, Float[Tensor, "c n"]]:
+def _num_gradients(settings: Settings) -> Int[Tensor, " n"]:
+    """Of one transition."""
+    place = torch.arange(len(settings.most_steps), device=settings.most_steps.device)
+    ends = torch.tensor(settings.active, device=place.device)
+    return (place[:, None] < ends).sum(1)
+
+
+def _counted(totals: Totals, info: HMCInfo, before: Tensor | None) -> tuple[Totals, Float[Tensor, "c n"]]:
     energy = info.energy.double() - totals.origin
     change = torch.zeros_like(energy) if before is None else energy - before
-    totals = Totals(
-        totals.num_transitions + 1,
-        totals.num_gradient_evaluations + num_steps,
-        totals.num_divergent + info.diverging.sum(0),
-        totals.acceptance_rate + info.acceptance_rate,
-        totals.energy + torch.stack([energy, energy.square(), change.square()]),
-        totals.origin,
-        totals.num_changes + (before is not None),
+    totals = totals._replace(
+        num_transitions=totals.num_transitions + 1,
+        num_divergent=totals.num_divergent + info.diverging.sum(0),
+        acceptance_rate=totals.acceptance_rate + info.acceptance_rate,
+        energy=totals.energy + torch.stack([energy, energy.square(), change.square()]),
+        num_changes=totals.num_changes + (before is not None),
     )
     return totals, energy
 

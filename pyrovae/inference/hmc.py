@@ -1,6 +1,6 @@
 """One batched transition of Hamiltonian Monte Carlo, as a pure function of state and noise."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -196,6 +196,7 @@ def rotations(
     *,
     stop_after: Int[Tensor, " *b"] | None = None,
     rotates: Bool[Tensor, " *b"] | None = None,
+    active: Sequence[int] | None = None,
 ) -> tuple[HMCState, Float[Tensor, "*b d"]]:
     """Integrate the same equations as `leapfrog`, exactly where the density is a standard normal.
 
@@ -208,6 +209,8 @@ def rotations(
         stop_after: steps after which a row rests, at least 1; rows then have trajectories of different lengths.
         rotates: False in rows that are to be integrated as by `leapfrog`: far from the origin, in another mode say,
             the rest is large where the density itself is flat.
+        active: of the last of the axes *b, the first `active[i]` entries make step i, at most as many as step i - 1;
+            what rests costs no gradient then. The callable is shown these alone.
 
     Raises:
         ValueError: if `num_steps` is below 1.
@@ -222,20 +225,44 @@ def rotations(
     """
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, but is {num_steps}: give a longer trajectory")
-    angle, turns = step_size.unsqueeze(-1), torch.ones_like(step_size, dtype=torch.bool).unsqueeze(-1)
-    if rotates is not None:
-        turns = rotates.unsqueeze(-1)
-    log_density = gradient[..., 0]
+    turns = torch.ones_like(step_size, dtype=torch.bool) if rotates is None else rotates
+    point = _Point(position, momentum, gradient, gradient[..., :1])
+    resting: list[_Point] = []
     for i in range(num_steps):
-        if stop_after is not None:
-            angle = torch.where(i < stop_after, step_size, 0.0).unsqueeze(-1)
-        cosine = torch.where(turns, angle.cos(), 1.0)
-        forth, back = torch.where(turns, angle.sin(), angle), torch.where(turns, angle.sin(), 0.0)
-        momentum = torch.addcmul(momentum, 0.5 * angle, torch.where(turns, gradient + position, gradient))
-        position, momentum = cosine * position + forth * momentum, cosine * momentum - back * position
-        log_density, gradient = log_density_and_gradient(position)
-        momentum = torch.addcmul(momentum, 0.5 * angle, torch.where(turns, gradient + position, gradient))
-    return HMCState(position, log_density, gradient), momentum
+        angle = step_size if stop_after is None else torch.where(i < stop_after, step_size, 0.0)
+        if active is not None:
+            angle, turns = angle[..., : active[i]], turns[..., : active[i]]
+            if i and active[i] < active[i - 1]:
+                resting.append(_Point(*(each[..., active[i] :, :] for each in point)))
+                point = _Point(*(each[..., : active[i], :] for each in point))
+        point = _turned(point, angle, turns, log_density_and_gradient)
+    for rest in reversed(resting):
+        point = _Point(*(torch.cat(pair, -2) for pair in zip(point, rest, strict=True)))
+    return HMCState(point.position, point.log_density.squeeze(-1), point.gradient), point.momentum
+
+
+class _Point(NamedTuple):
+    """Where a trajectory is."""
+
+    position: Float[Tensor, "*b d"]
+    momentum: Float[Tensor, "*b d"]
+    gradient: Float[Tensor, "*b d"]
+    log_density: Float[Tensor, "*b 1"]
+
+
+def _turned(
+    point: _Point, angle: Float[Tensor, " *b"], turns: Bool[Tensor, " *b"], density: LogDensityAndGradient
+) -> _Point:
+    """One step of `rotations`."""
+    position, momentum, gradient, _ = point
+    angle, turns = angle.unsqueeze(-1), turns.unsqueeze(-1)
+    half, cosine, sine = 0.5 * angle, torch.where(turns, angle.cos(), 1.0), angle.sin()
+    forth, back = torch.where(turns, sine, angle), torch.where(turns, sine, 0.0)
+    momentum = torch.addcmul(momentum, half, torch.where(turns, gradient + position, gradient))
+    position, momentum = cosine * position + forth * momentum, cosine * momentum - back * position
+    log_density, gradient = density(position)
+    momentum = torch.addcmul(momentum, half, torch.where(turns, gradient + position, gradient))
+    return _Point(position, momentum, gradient, log_density.unsqueeze(-1))
 
 
 def _is_finite(state: HMCState) -> Bool[Tensor, " *b"]:

@@ -14,6 +14,8 @@ SHRINKAGE = 0.05
 STABILIZATION = 10.0
 FORGETTING = 0.75
 
+LEAST_RATE = 1e-3
+
 INITIAL_SCALE = 1.6  # times dim^(-1/4) gives an acceptance rate near 0.8 on a standard normal
 SMALLEST, LARGEST = 1e-4, 10.0  # bounds of the step size, as multiples of the initial one
 
@@ -54,9 +56,11 @@ def init(initial: Float[Tensor, " n"]) -> DualAveraging:
 def update(
     state: DualAveraging, acceptance_rate: Float[Tensor, "c n"], target_accept_prob: float
 ) -> DualAveraging:
-    """Move every step size towards the one at which acceptance, averaged over chains, meets the target.
+    """Move every step size towards the one at which the harmonic mean of acceptance over chains meets the target.
 
-    With t updates so far and a the average acceptance:
+    The harmonic mean falls with the chain that is worst off, so that the step suits the narrow parts of a posterior
+    too, which the arithmetic mean hardly sees: a chain that is never accepted there would cost it a share of 1 / C.
+    With t updates so far and a that mean, rates below 0.001 counted as 0.001:
     shortfall <- (1 - 1/(t + 10)) shortfall + (target - a)/(t + 10); log step <- log(10 initial) - 20 sqrt(t)
     shortfall; log average <- t^-0.75 log step + (1 - t^-0.75) log average. The step stays within 1e-4 to 10 times
     the initial one, whatever the acceptance does.
@@ -64,7 +68,7 @@ def update(
     Args:
         state: from `init` or an earlier update.
         acceptance_rate: of the latest transition, in [0, 1]; a diverging row counts as 0.
-        target_accept_prob: strictly between 0 and 1.
+        target_accept_prob: strictly between 0 and 1; the arithmetic mean comes out higher.
 
     Source: Nesterov 2009; Hoffman and Gelman 2014, equation 6 and section 3.2.1.
 
@@ -76,7 +80,7 @@ def update(
     """
     count = state.num_updates + 1
     weight = 1.0 / (count + STABILIZATION)
-    gap = target_accept_prob - acceptance_rate.mean(0)
+    gap = target_accept_prob - 1.0 / (1.0 / acceptance_rate.clamp(min=LEAST_RATE)).mean(0)
     shortfall = torch.lerp(state.shortfall, gap, weight)
     centre = state.log_initial + math.log(10.0)
     log_step = _bounded(centre - math.sqrt(count) / SHRINKAGE * shortfall, state.log_initial)

@@ -11,7 +11,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import linear
 
-__all__ = ["CollapsedLikelihood", "Frozen", "Projection", "Root", "collapse", "project", "split_last"]
+__all__ = [
+    "CollapsedLikelihood",
+    "Expansion",
+    "Frozen",
+    "Projection",
+    "Root",
+    "collapse",
+    "expand",
+    "project",
+    "split_last",
+]
 
 
 class Root(NamedTuple):
@@ -103,18 +113,25 @@ class CollapsedLikelihood:
     anew when torch has counted a change of any of them, or another tensor is in its place. Changes behind torch's
     back (`parameter.data.mul_(2)`, or any change after this was traced into a program, which keeps what was prepared)
     give NaN rather than the old value: some numbers of each tensor, which any training step moves, are compared.
+
+    With `near`, a z for each row, it is expanded about there: twice as fast, and as right only near there.
     """
 
-    def __init__(self, net: nn.Module, noise: nn.Module, x: Float[Tensor, "n x"]) -> None:
-        self._net, self._noise, self._x = net, noise, x.detach()
+    def __init__(
+        self,
+        net: nn.Module,
+        noise: nn.Module,
+        x: Float[Tensor, "n x"],
+        near: Float[Tensor, "n d"] | None = None,
+    ) -> None:
+        self._net, self._noise, self._x, self._near = net, noise, x.detach(), near
         self._prepared: _Prepared | None = None
 
     def __call__(self, z: Float[Tensor, "k n d"]) -> Float[Tensor, "k n"]:
         """log p(x | z)."""
         now = self._now()
-        h = now.features.frozen(z.flatten(0, 1))
-        residual = linear(h, now.root).unflatten(0, z.shape[:2]) - now.coordinates
-        value = now.constant - 0.5 * residual.square().sum(-1)
+        h = now.features.frozen(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+        value = now.value(h) if now.expansion is None else now.expansion.value(h)
         return torch.where(_is_as_seen(now.watched, now.seen), value, torch.nan)
 
     def _now(self) -> "_Prepared":
@@ -136,10 +153,12 @@ class CollapsedLikelihood:
         self, layers: list[nn.Module], last: nn.Linear, tensors: list[Tensor], marks: Any
     ) -> "_Prepared":
         root = _root(last, self._noise)
-        coordinates, constant = project(root, self._x)
+        coordinates, constant = projection = project(root, self._x)
         watched = [_some(tensor, len(root.root)) for tensor in tensors]
+        features = Frozen(layers, nn.Sequential(*layers))
         return _Prepared(
-            features=Frozen(layers, nn.Sequential(*layers)),
+            features=features,
+            expansion=None if self._near is None else expand(root, projection, features.frozen(self._near)),
             root=root.root.to(last.weight),
             coordinates=coordinates.to(last.weight),
             constant=constant.to(last.weight),
@@ -150,8 +169,67 @@ class CollapsedLikelihood:
         )
 
 
+class _HalfQuadratic(torch.autograd.Function):
+    """d' G d / 2 of every row for a symmetric G, whose gradient G d is a by-product: one product instead of two."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(delta: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
+        """The value, and G d."""
+        product = delta @ gram
+        return 0.5 * (delta * product).sum(-1), product
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+        """Keep G d, and what it is made of for derivatives of the gradient."""
+        ctx.save_for_backward(*inputs, output[1])
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor, None]:
+        """Slope times G d, which is made again where it is to be differentiated."""
+        delta, gram, product = ctx.saved_tensors
+        return slope.unsqueeze(-1) * (delta @ gram if torch.is_grad_enabled() else product), None
+
+
+class Expansion(NamedTuple):
+    """The likelihood about features g: with d = h - g, log p(x | z) = constant + slope'd - d'R'R d / 2."""
+
+    centre: Float[Tensor, "n h"]
+    constant: Float[Tensor, " n"]
+    slope: Float[Tensor, "n h"]
+    gram: Float[Tensor, "h h"]
+
+    def value(self, h: Float[Tensor, "k n h"]) -> Float[Tensor, "k n"]:
+        """log p(x | z) at features h."""
+        delta = h - self.centre
+        quadratic: Tensor = _HalfQuadratic.apply(delta, self.gram)[0]
+        return self.constant + (delta * self.slope).sum(-1) - quadratic
+
+
+def expand(root: Root, projection: Projection, centre: Float[Tensor, "n h"]) -> Expansion:
+    """Multiply the square out about features `centre`: half the work of the square, where terms are small enough.
+
+    Near the centre no term is much larger than log p(x | z) - constant itself, so that float32 serves; far off, terms
+    cancel.
+
+    >>> root = collapse(torch.tensor([[3.0], [4.0]]), torch.zeros(2), torch.ones(2))
+    >>> seen = project(root, torch.tensor([[3.0, 4.0]]))
+    >>> about = expand(root, seen, torch.tensor([[0.5]]))
+    >>> (about.value(torch.tensor([[[1.0]]])) - seen.constant).abs() < 1e-5
+    tensor([[True]])
+    """
+    left = projection.coordinates - centre.double() @ root.root.mT
+    constant = projection.constant - 0.5 * left.square().sum(-1)
+    return Expansion(
+        centre, *(each.to(centre) for each in (constant, left @ root.root, root.root.mT @ root.root))
+    )
+
+
 class _Prepared(NamedTuple):
     features: Frozen
+    expansion: Expansion | None
     root: Tensor
     coordinates: Tensor
     constant: Tensor
@@ -160,6 +238,11 @@ class _Prepared(NamedTuple):
     marks: Any
     watched: list[Tensor]
     seen: Tensor
+
+    def value(self, h: Float[Tensor, "k n h"]) -> Float[Tensor, "k n"]:
+        """log p(x | z) at features h."""
+        residual = linear(h, self.root) - self.coordinates
+        return self.constant - 0.5 * residual.square().sum(-1)
 
 
 _ROOTS: WeakKeyDictionary[nn.Linear, tuple[list[Tensor], Root]] = WeakKeyDictionary()

@@ -110,16 +110,17 @@ class GaussianDecoder(nn.Module):
         loc, *rest = (out.reshape(z.shape[:-1] + out.shape[1:]) for out in flat)
         return loc, rest[0] if rest else None
 
-    def prepare_likelihood(self, x: Tensor) -> CollapsedLikelihood | None:
+    def prepare_likelihood(self, x: Tensor, near: Tensor | None = None) -> CollapsedLikelihood | None:
         """log p(x | z) of these rows as a function of z `[K, N, D]`, whose cost per draw does not grow with X.
 
-        None unless the net ends in a linear layer that gives rows `[n, X]`, and the noise does not depend on z.
+        With `near` `[N, D]` it is meant for z near there, see `CollapsedLikelihood`. None unless the net ends in a
+        linear layer that gives rows `[n, X]`, and the noise does not depend on z.
         """
         split = split_last(self.net)
         is_row = split is not None and x.dim() == 2 and x.shape[1] == split[1].out_features
         if not is_row or isinstance(self.noise, HeteroscedasticNoise):
             return None
-        return CollapsedLikelihood(self.net, self.noise, x)
+        return CollapsedLikelihood(self.net, self.noise, x, near)
 
     def update_noise(self, draws: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Show the noise the network's output at `draws`, blocks of (x `[n, *event]`, z `[n, D]` from the guide).
@@ -247,7 +248,7 @@ class StudentTDecoder(GaussianDecoder):
             )
         self.df = float(df)
 
-    def prepare_likelihood(self, x: Tensor) -> None:
+    def prepare_likelihood(self, x: Tensor, near: Tensor | None = None) -> None:
         """None: the density wants every residual of its own."""
 
     def _family(self, loc: Tensor, scale: Tensor) -> Any:

@@ -88,14 +88,17 @@ class VAE(PyroModule):
         with pyro.plate("data", len(x)):
             pyro.sample("z", self.encoder(x))
 
-    def prepare_terms(self, x: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:
+    def prepare_terms(
+        self, x: Tensor, near: Tensor | None = None
+    ) -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:
         """z `[K, N, D]` -> (log p(z), log p(x | z)), each `[K, N]`, of these rows, prepared once: see `Target`.
 
         None unless the decoder has `prepare_likelihood` and prepares these rows. Differentiable in z, and in z alone.
+        With `near` `[N, D]` they are meant for z near there.
         """
         self._check_model_data(x)
         prepare = getattr(self.decoder, "prepare_likelihood", None)
-        likelihood = prepare(x) if callable(prepare) else None
+        likelihood = prepare(x, near) if callable(prepare) else None
         if likelihood is None:
             return None
         parts = (self.prior, self.encoder) if isinstance(self.prior, VampPrior) else (self.prior,)

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -15,7 +17,10 @@ import xarray as xr
 
 from pyrovae.results.schema import check
 
-__all__ = ["content_hash", "read", "write"]
+__all__ = ["content_hash", "read", "read_lazily", "write", "written_in_parts"]
+
+CHUNK_BYTES: Final = 1 << 24
+"""Of a chunk of draws: what is read for a single datum, and far below the 2 GiB that a compressor takes."""
 
 _VOLATILE: Final = re.compile(
     r"(^|_)(seconds|time|date|created|versions?|python|host|hostname|device|machine|platform)(_|$)"
@@ -41,10 +46,7 @@ def write(tree: xr.DataTree, path: str | os.PathLike[str]) -> None:
         True
     """
     check(tree)
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {target.name}: there is no folder {target.parent}")
-    temporary = target.with_name(f".{target.name}.{uuid4().hex}")
+    target, temporary = _places(path)
     try:
         if target.suffix == ".zarr":
             # Format 2: format 3 has no specification for strings yet.
@@ -66,14 +68,83 @@ def read(path: str | os.PathLike[str]) -> xr.DataTree:
         FileNotFoundError: If there is no such file.
         ValueError: If it is not a result tree.
     """
-    target = Path(path)
-    if not target.exists():
-        raise FileNotFoundError(f"there is no result tree {target}")
-    engine = "zarr" if target.suffix == ".zarr" else "h5netcdf"
-    with xr.open_datatree(target, engine=engine) as opened:
+    with _opened(path) as opened:
         tree = opened.load().map_over_datasets(_plain)
     check(tree)
     return tree
+
+
+def read_lazily(path: str | os.PathLike[str]) -> xr.DataTree:
+    """Open a result tree that does not fit in memory: as `read`, but arrays are read when asked for, and not kept.
+
+    Examples:
+        >>> import tempfile
+        >>> tree = xr.DataTree.from_dict({"history": xr.Dataset({"elbo": ("epoch", [-9.0, -8.0])})})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write(tree, f"{folder}/run.zarr")
+        ...     float(read_lazily(f"{folder}/run.zarr")["history"]["elbo"][1])
+        -8.0
+    """
+    tree = _opened(path).map_over_datasets(_plain)
+    check(tree)
+    return tree
+
+
+@contextlib.contextmanager
+def written_in_parts(
+    path: str | os.PathLike[str],
+) -> Iterator[Callable[[Mapping[str, xr.Dataset]], None]]:
+    """Write a zarr tree part by part, for arrays that do not fit in memory: the block is given a function to add parts.
+
+    A part is {group: Dataset}, as made by `group`. A group that is new is written; one that is there grows along
+    `datum`, and takes the attributes of its last part. Chunks hold all draws of a few data. The tree stands beside
+    `path` under another name until the block ends and the whole is checked; if anything fails, it is removed.
+
+    Raises:
+        FileExistsError: If there is something at `path`: a result of hours is not replaced by one that may yet fail.
+        FileNotFoundError: If the folder that it is to stand in does not exist.
+        ValueError: If `path` does not end in `.zarr`, or the whole does not pass `check`.
+
+    Examples:
+        >>> import tempfile
+        >>> def part(first):
+        ...     return {"observed_data": xr.Dataset({"x": ("datum", [0.5, 1.5])}, {"datum": [first, first + 1]})}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with written_in_parts(f"{folder}/run.zarr") as add:
+        ...         add(part(0))
+        ...         add(part(2))
+        ...     read(f"{folder}/run.zarr")["observed_data"]["x"].values
+        array([0.5, 1.5, 0.5, 1.5])
+    """
+    target, temporary = _places(path)
+    if target.suffix != ".zarr":
+        raise ValueError(
+            f"what is written in parts is zarr, so its path must end in .zarr, not {target.name!r}"
+        )
+    if target.exists():
+        raise FileExistsError(
+            f"there is already something at {target}: read it with pyrovae.read, remove it, or choose another path"
+        )
+
+    def add(part: Mapping[str, xr.Dataset]) -> None:
+        for name, made in part.items():
+            put = partial(made.to_zarr, temporary, group=name, consolidated=False)
+            if (temporary / name).exists():
+                put(mode="a-", append_dim="datum")
+            else:
+                put(mode="a", zarr_format=2, encoding=_chunks(made))  # format 2: as in `write`
+
+    try:
+        yield add
+        if not temporary.exists():
+            raise ValueError(f"no part was added, so there is nothing to write at {target}")
+        _consolidate(temporary)
+        with xr.open_datatree(temporary, engine="zarr") as tree:
+            check(tree)
+        os.rename(temporary, target)
+    finally:
+        _remove(temporary)
+    _sync(target.parent)
 
 
 def content_hash(tree: xr.DataTree) -> str:
@@ -103,6 +174,43 @@ def content_hash(tree: xr.DataTree) -> str:
             digest.update(_line([name, list(variable.dims), list(variable.shape), kind, len(content)]))
             digest.update(content)
     return digest.hexdigest()
+
+
+def _opened(path: str | os.PathLike[str]) -> xr.DataTree:
+    target = Path(path)
+    if not target.exists():
+        raise FileNotFoundError(f"there is no result tree {target}")
+    return xr.open_datatree(target, engine="zarr" if target.suffix == ".zarr" else "h5netcdf", cache=False)
+
+
+def _places(path: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """Where a tree is to stand, and where it stands until it is whole."""
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {target.name}: there is no folder {target.parent}")
+    return target, target.with_name(f".{target.name}.{uuid4().hex}")
+
+
+def _chunks(made: xr.Dataset) -> dict[str, dict[str, tuple[int, ...]]]:
+    """As many data in a chunk as `CHUNK_BYTES` hold, and the whole of every other dim."""
+    return {
+        str(name): {
+            "chunks": tuple(_few(array) if dim == "datum" else size for dim, size in array.sizes.items())
+        }
+        for name, array in made.data_vars.items()
+    }
+
+
+def _few(array: xr.DataArray) -> int:
+    size = array.sizes["datum"]
+    return max(1, min(size, CHUNK_BYTES * size // max(1, array.nbytes)))
+
+
+def _consolidate(folder: Path) -> None:
+    """Let a reader find all metadata in one file."""
+    import zarr
+
+    zarr.consolidate_metadata(folder)
 
 
 def _replace_folder(temporary: Path, target: Path) -> None:

@@ -64,7 +64,7 @@ class PlaceLatents(Messenger):
     """Run a model at unconstrained `z` `[rows, D]`; the map to each support runs inside the model.
 
     Afterwards: `values` {site: constrained value}, `log_det` `[rows]` of the whole map, `log_prior` `[rows]`
-    (with `log_det` in it), `log_likelihood` `[rows]`, and `observed`, the observed sites in order.
+    (with `log_det` in it), `observed`, the observed sites in order, and `log_likelihood` `[rows]`.
     """
 
     def __init__(self, z: Tensor, plate: str) -> None:
@@ -75,9 +75,15 @@ class PlaceLatents(Messenger):
         self.column = 0
         self.values: dict[str, Tensor] = {}
         self.observed: list[Message] = []
-        self.log_det = self.log_prior = self.log_likelihood = self.z.new_zeros(len(self.z))
+        self.log_det = self.log_prior = self.z.new_zeros(len(self.z))
         super().__enter__()
         return self
+
+    @property
+    def log_likelihood(self) -> Tensor:
+        """Summed when it is asked for: the curvature wants the parameters of the sites, not their densities."""
+        terms = [log_prob(msg, self.plate) for msg in self.observed]
+        return sum(terms, self.z.new_zeros(len(self.z)))
 
     def _pyro_sample(self, msg: Message) -> None:
         if not is_latent(msg):
@@ -101,7 +107,6 @@ class PlaceLatents(Messenger):
         if is_latent(msg):
             self.log_prior = self.log_prior + log_prob(msg, self.plate)
         elif is_observed(msg):
-            self.log_likelihood = self.log_likelihood + log_prob(msg, self.plate)
             self.observed.append(msg.copy())
 
 

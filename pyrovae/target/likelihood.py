@@ -1,5 +1,6 @@
 """Terms of log p(x, z) that the owner of a model prepares for given data: taken where they are the model's own."""
 
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -33,14 +34,15 @@ class PreparedTermsWarning(UserWarning):
 class Prepared:
     """The terms of some data as the owner of the model prepares them, at their first use."""
 
-    def __init__(self, prepare: Prepare, data: Sequence[Tensor]) -> None:
-        self.prepare, self.data = prepare, data
+    def __init__(self, prepare: Prepare, data: Sequence[Tensor], near: Tensor | None = None) -> None:
+        self.prepare, self.data, self.near = prepare, data, near
         self._terms: list[PreparedTerms | None] = []
 
     def __call__(self, z: Float[Tensor, "k n d"]) -> Terms | None:
         """log p(z) and log p(x | z); None where the owner prepares nothing for such data."""
         if not self._terms:
-            self._terms.append(self.prepare(*self.data))
+            options = {} if self.near is None else {"near": self.near}
+            self._terms.append(self.prepare(*self.data, **options))
         terms = self._terms[0]
         if terms is None:
             return None
@@ -51,9 +53,22 @@ class Prepared:
         """A copy of a Target prepares anew: what is prepared refers to the owner, not to the owner's copy."""
         return {**self.__dict__, "_terms": []}
 
-    def with_data(self, data: Sequence[Tensor]) -> "Prepared":
-        """The same for other data."""
-        return Prepared(self.prepare, data)
+    def with_data(self, data: Sequence[Tensor], rows: Any = None) -> "Prepared":
+        """The same for other data; for some `rows` of these, near the same z."""
+        near = None if self.near is None or rows is None else self.near[rows]
+        return Prepared(self.prepare, data, near)
+
+    def expanded(self, z: Float[Tensor, "k n d"]) -> "Prepared":
+        """The same for z near these draws, where its owner knows a faster way that is as right at all of them."""
+        if "near" not in inspect.signature(self.prepare).parameters:
+            return self
+        near = Prepared(self.prepare, self.data, z.mean(0))
+        with torch.no_grad():
+            wanted, found = self(z), near(z)
+        if wanted is None or found is None:
+            return self
+        excess = [_excess(mine, theirs) for mine, theirs in zip(found, wanted, strict=True)]
+        return self if any(bool(each.any()) for each in excess) else near
 
 
 def prepared_terms(target: "Target") -> Prepared | None:
@@ -67,6 +82,9 @@ def prepared_terms(target: "Target") -> Prepared | None:
     parameters as they are at each call. At a few draws of the guide, of the guide widened and of the prior each term
     must be the model's to 0.01 nat (1e-6 in float64), or to 16 units of rounding where log p(x | z) is so large that
     its own rounding is that; else the answer is None, with a PreparedTermsWarning.
+
+    A method that takes `near=` too may offer a faster way for z near there `[N, D]`; samplers take it where it is found
+    to be as right.
     """
     owner = getattr(target.model, "__self__", None)
     prepare: Any = getattr(owner, "prepare_terms", None)

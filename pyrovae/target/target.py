@@ -233,12 +233,12 @@ class Target:
     def rows(self, index: Sequence[int] | range | Tensor) -> "Target":
         """The same target for the data at `index`, in that order."""
         index = torch.as_tensor(index if isinstance(index, Tensor) else list(index))
-        return self._replace(*(x[index.to(x.device)] for x in self.data))
+        return self._replace(*(x[index.to(x.device)] for x in self.data), rows=index)
 
     def split(self, size: int) -> list["Target"]:
         """The same target in blocks of at most `size` data, in order."""
         return [
-            self._replace(*(x[first : first + size] for x in self.data))
+            self._replace(*(x[first : first + size] for x in self.data), rows=slice(first, first + size))
             for first in range(0, self.num_data, size)
         ]
 
@@ -247,9 +247,15 @@ class Target:
         check_data(data)
         return self._replace(*data)
 
-    def _replace(self, *data: Tensor) -> "Target":
+    def near(self, z: Float[Tensor, "k n d"]) -> "Target":
+        """The same target for z near these draws, whose terms may then be cheaper."""
+        other = self._replace(*self.data)
+        other._prepared = self._prepared and self._prepared.expanded(z)
+        return other
+
+    def _replace(self, *data: Tensor, rows: Any = None) -> "Target":
         other = copy.copy(self)
-        other.data, other._prepared = data, self._prepared and self._prepared.with_data(data)
+        other.data, other._prepared = data, self._prepared and self._prepared.with_data(data, rows)
         return other
 
     def _place(self, z: Tensor) -> PlaceLatents:

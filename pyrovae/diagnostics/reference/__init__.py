@@ -3,10 +3,12 @@
 One file a sampler; `sampled` holds what they share.
 """
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from pyrovae import results
@@ -16,12 +18,12 @@ from pyrovae.diagnostics.reference.hmc import from_hmc
 from pyrovae.diagnostics.reference.importance import from_importance
 from pyrovae.diagnostics.reference.pyro_importance import from_pyro_importance
 from pyrovae.diagnostics.reference.pyro_mcmc import from_pyro_hmc, from_pyro_nuts
-from pyrovae.diagnostics.reference.sampled import Progress, Sampled
+from pyrovae.diagnostics.reference.sampled import Progress, Sampled, joined, side_by_side
 from pyrovae.target import Target
 
 __all__ = ["METHODS", "latent_names", "sample_posterior"]
 
-METHODS: dict[str, Callable[..., Sampled]] = {
+METHODS: dict[str, Callable[..., Iterator[Sampled]]] = {
     "hmc": from_hmc,
     "exact": from_closed_form,
     "importance": from_importance,
@@ -29,7 +31,9 @@ METHODS: dict[str, Callable[..., Sampled]] = {
     "pyro-hmc": from_pyro_hmc,
     "pyro-nuts": from_pyro_nuts,
 }
-"""Every sampler of posteriors, by name."""
+"""Every sampler of posteriors, by name; each yields blocks of data."""
+
+Groups = dict[str, xr.Dataset]
 
 
 def sample_posterior(
@@ -38,6 +42,7 @@ def sample_posterior(
     *,
     seed: int = 0,
     progress: Progress | None = None,
+    path: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> xr.DataTree:
     """Draw from p(z | x) of every datum, and say for which data the draws may be trusted.
@@ -52,7 +57,8 @@ def sample_posterior(
       Chains run in rounds that double their length until a datum has its verdict "ok" or `max_samples` are spent;
       every datum keeps `num_samples` draws, evenly thinned over its whole run. Data that are done leave the batch.
       Options: `num_chains` (16; R-hat compares them), `num_samples` (500, kept per chain), `warmup_steps` (200),
-      `whiten` ("laplace", whose failures take the guide's moments, or "guide"), `target_accept_prob` (0.8), `max_rhat`
+      `whiten` ("laplace", whose failures take the guide's moments, or "guide"), `target_accept_prob` (0.6, of the
+      harmonic mean over chains; the mean comes out near 0.75), `max_rhat`
       (1.01), `min_ess` (400), `max_samples` (0: eight times the draws kept), `thinning` (1), `compile` ("auto": the
       density is traced or compiled where that pays; or True, False).
     - `"exact"`: independent draws where log p(x, z) is quadratic in z, a linear-Gaussian decoder with a Gaussian prior.
@@ -82,13 +88,17 @@ def sample_posterior(
         method: a key of `METHODS`.
         seed: same seed, data, machine and versions, same draws.
         progress: called with (done, total).
+        path: a folder that ends in `.zarr`, for draws that do not fit in memory: each block of data is written when it
+            is done and then dropped. It appears under its name only when all of it is there. `pyrovae.read` reads it
+            into memory, `pyrovae.results.read_lazily` opens it.
         **options: those of the method.
 
     Returns:
-        DataTree with `posterior`, `sample_stats` and `diagnostics`.
+        DataTree with `posterior`, `sample_stats` and `diagnostics`; with `path` the same values, read when asked for.
 
     Raises:
         ValueError: an unknown method or option, a number out of its range, or a posterior that the method cannot treat.
+        FileExistsError: there is something at `path`; it is left as it is.
 
     >>> import torch, pyro, pyro.distributions as dist
     >>> def model(x):
@@ -106,20 +116,53 @@ def sample_posterior(
         raise ValueError(f"unknown method {method!r} for posterior draws: choose one of {', '.join(METHODS)}")
     check_options(method, METHODS[method], options)
     start = time.perf_counter()
-    found = METHODS[method](target, seed=seed, progress=progress, **options)
-    cost = {
-        "num_gradient_evaluations": found.num_gradient_evaluations,
-        "seconds": time.perf_counter() - start,
-    }
-    attrs = {"method": method, **options_of(METHODS[method]), **options, "seed": seed, **cost}
-    others = {name: values for name, values in found.stats.items() if name != "lp"}
-    return results.build_tree(
-        {
-            "posterior": results.group("posterior", {"z": found.z}, attrs, latent=latent_names(target)),
-            "sample_stats": results.sample_stats_group(found.stats["lp"], None, **others),
-            "diagnostics": results.group("diagnostics", found.diagnostics, found.limits),
+    blocks = METHODS[method](target, seed=seed, progress=progress, **options)
+    settings = {"method": method, **options_of(METHODS[method]), **options, "seed": seed}
+    latent = latent_names(target)
+
+    def draws(found: Sampled, first: int = 0) -> Groups:
+        cost = {
+            "num_gradient_evaluations": found.num_gradient_evaluations,
+            "seconds": time.perf_counter() - start,
         }
-    )
+        return _draws(found, {**settings, **cost}, latent, first)
+
+    if path is not None:
+        return _on_disk(blocks, draws, path)
+    found = joined(list(blocks))
+    return results.build_tree({**draws(found), **_verdicts(found.diagnostics, found.limits)})
+
+
+def _on_disk(
+    blocks: Iterator[Sampled], draws: Callable[[Sampled, int], Groups], path: str | os.PathLike[str]
+) -> xr.DataTree:
+    """Draws block by block; verdicts, a few numbers a datum, at the end."""
+    verdicts: list[Mapping[str, np.ndarray]] = []
+    limits: Mapping[str, float] = {}
+    first = cost = 0
+    with results.written_in_parts(path) as add:
+        for block in blocks:
+            cost, limits = max(cost, block.num_gradient_evaluations), block.limits
+            add(draws(block._replace(num_gradient_evaluations=cost), first))
+            verdicts.append(block.diagnostics)
+            first += block.z.shape[2]
+            del block  # or it would stay while the next one is made
+        add(_verdicts(side_by_side(verdicts, 0), limits))
+    return results.read_lazily(path)
+
+
+def _draws(found: Sampled, attrs: Mapping[str, Any], latent: list[str], first: int) -> Groups:
+    """The groups of draws, of data that are counted from `first`."""
+    datum = np.arange(first, first + found.z.shape[2])
+    others = {name: values for name, values in found.stats.items() if name != "lp"}
+    return {
+        "posterior": results.group("posterior", {"z": found.z}, attrs, latent=latent, datum=datum),
+        "sample_stats": results.sample_stats_group(found.stats["lp"], None, datum=datum, **others),
+    }
+
+
+def _verdicts(diagnostics: Mapping[str, np.ndarray], limits: Mapping[str, float]) -> Groups:
+    return {"diagnostics": results.group("diagnostics", diagnostics, limits)}
 
 
 def latent_names(target: Target) -> list[str]:

@@ -1,10 +1,12 @@
 """Independent draws of a posterior that is Gaussian."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
 from pyrovae.diagnostics.gaussians import gaussian_posterior
-from pyrovae.diagnostics.reference.sampled import Progress, Sampled, diagnose, joined, to_numpy
+from pyrovae.diagnostics.reference.sampled import Progress, Sampled, diagnose, to_numpy
 from pyrovae.inference import laplace
 from pyrovae.seeding import block_seed, seeded
 from pyrovae.target import Target
@@ -21,7 +23,7 @@ def from_closed_form(
     num_samples: int = 1000,
     seed: int = 0,
     progress: Progress | None = None,
-) -> Sampled:
+) -> Iterator[Sampled]:
     """Draws where log p(x, z) is quadratic in z, a linear-Gaussian decoder with a Gaussian prior; always "ok".
 
     Raises:
@@ -31,7 +33,6 @@ def from_closed_form(
         raise ValueError(f"need num_chains >= 1 and num_samples >= 4, not {num_chains} and {num_samples}")
     shape = (num_chains, num_samples)
     blocks = target.split(max(1, MAX_ROWS // (num_chains * num_samples)))
-    parts = []
     for block, some in enumerate(blocks):
         posterior = gaussian_posterior(some, seed=seed).gaussian
         with seeded(block_seed(seed, block)):
@@ -41,11 +42,10 @@ def from_closed_form(
         z = laplace.unwhiten(posterior, noise)
         lp = to_numpy(some.log_joint(z).unflatten(0, shape))
         stats = {"lp": lp, "diverging": np.zeros(lp.shape, bool)}
-        parts.append(Sampled(to_numpy(z.unflatten(0, shape)), stats, 0))
+        draws = to_numpy(z.unflatten(0, shape))
+        # Independent draws of the posterior have nothing to prove.
+        diagnostics = diagnose(draws, stats["diverging"], max_rhat=np.inf, min_ess=0.0)
+        certain = {"verdict": np.full(some.num_data, "ok"), "reason": np.full(some.num_data, "")}
+        yield Sampled(draws, stats, 0, {**diagnostics, **certain})
         if progress is not None:
             progress(block + 1, len(blocks))
-    found = joined(parts)
-    # Independent draws of the posterior have nothing to prove.
-    diagnostics = diagnose(found.z, found.stats["diverging"], max_rhat=np.inf, min_ess=0.0)
-    certain = {"verdict": np.full(target.num_data, "ok"), "reason": np.full(target.num_data, "")}
-    return found._replace(diagnostics={**diagnostics, **certain})

@@ -1,7 +1,7 @@
 """Draws by whitened Hamiltonian Monte Carlo: many chains for every datum in one batch, with a right to refuse."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -20,7 +20,7 @@ from pyrovae.diagnostics.reference.starts import (
     start_of_chains,
 )
 from pyrovae.inference import tuning
-from pyrovae.inference.laplace import Gaussian
+from pyrovae.inference.laplace import unwhiten
 from pyrovae.inference.tuning import Tuned
 from pyrovae.seeding import block_seed, seeded
 from pyrovae.target import Target
@@ -29,8 +29,20 @@ __all__ = ["from_hmc"]
 
 MAX_ROWS = 1 << 14  # chains times data that move at once
 PATIENCE = 8  # times the draws asked for, if no budget is given
+NUM_PROBES = 4  # draws at which a faster density must be as right
 FEW = 200  # draws that R-hat wants of a chain, or of chains that share a start
-CLASSES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # steps of data that share a batch after the warm-up
+CLASSES = (
+    1,
+    2,
+    3,
+    4,
+    6,
+    8,
+    12,
+    16,
+    24,
+    32,
+)  # steps that data make at most; each further one has a batch of its own
 
 
 def from_hmc(
@@ -40,7 +52,7 @@ def from_hmc(
     num_samples: int = 500,
     warmup_steps: int = 200,
     whiten: str = "laplace",
-    target_accept_prob: float = 0.8,
+    target_accept_prob: float = 0.6,
     max_rhat: float = 1.01,
     min_ess: float = 400.0,
     max_samples: int = 0,
@@ -48,41 +60,31 @@ def from_hmc(
     compile: bool | str = "auto",
     seed: int = 0,
     progress: Progress | None = None,
-) -> Sampled:
+) -> Iterator[Sampled]:
     """N data x C chains as N*C independent chains in one batch, in the coordinates of a Gaussian per datum.
 
-    Blocks of data, each with a seed of its own: a first Gaussian, a warm-up for all, then rounds for groups of data
-    that need as many steps. See `sample_posterior` for the options.
+    Blocks of data, each with a seed of its own: a first Gaussian, a warm-up, then rounds of draws. See
+    `sample_posterior` for the options.
     """
     _check(num_chains, num_samples, thinning, max_samples, compile)
     if whiten not in GAUSSIANS:
         raise ValueError(f"unknown whitening {whiten!r}: choose one of {', '.join(GAUSSIANS)}")
     copies = _copies(num_chains, num_samples)
-    wanted = Wanted(
-        num_samples,
-        thinning,
-        _budget(num_chains, num_samples * thinning, num_samples, min_ess, max_samples),
-        max_rhat,
-        min_ess,
-        np.array(start_of_chains(num_chains, copies)) if copies > 1 else None,
-    )
-    blocks = target.split(max(1, MAX_ROWS // num_chains))
-    total = warmup_steps + num_samples * thinning
+    budget = _budget(num_chains, num_samples * thinning, num_samples, min_ess, max_samples)
+    shared = np.array(start_of_chains(num_chains, copies)) if copies > 1 else None
+    wanted = Wanted(num_samples, thinning, budget, max_rhat, min_ess, shared)
     warm_up = partial(
         _warm_up, whiten=whiten, steps=warmup_steps, target_accept_prob=target_accept_prob, compile=compile
     )
-    parts = []
+    blocks, total = target.split(max(1, MAX_ROWS // num_chains)), warmup_steps + num_samples * thinning
     for block, some in enumerate(blocks):
         tell = _ticker(progress, block, len(blocks), total)
         with seeded(block_seed(seed, block)):
-            tuned, spent = warm_up(some, num_chains=num_chains, copies=copies, progress=tell)
-        sample = partial(_block, some, tuned, wanted, partial(block_seed, seed, block))
-        parts.append(_counted(sample(compile, tell), spent, tuned.num_changes))
-    z, stats, diagnostics = rounds.side_by_side(parts)
+            near, tuned, before = warm_up(some, num_chains=num_chains, copies=copies, progress=tell)
+            found = _block(near, tuned, wanted, compile, tell)
+        yield _sampled(found, wanted, before, tuned.num_changes)
     if progress is not None:
         progress(len(blocks) * total, len(blocks) * total)
-    cost = int(diagnostics["num_gradient_evaluations"].max())
-    return Sampled(z, stats, cost, diagnostics, {"max_rhat": max_rhat, "min_ess": min_ess})
 
 
 def _warm_up(
@@ -94,10 +96,13 @@ def _warm_up(
     steps: int,
     target_accept_prob: float,
     compile: bool | str,
-    progress: Callable[..., None],
-) -> tuple[Tuned, int]:
-    """What the warm-up of some data leaves behind, and the gradients per chain that it cost with the first Gaussian."""
+    progress: Callable[[], None],
+) -> tuple[Target, Tuned, int]:
+    """The target for z near the first Gaussian, what the warm-up leaves behind, and the gradients a chain of both."""
     first = fit_gaussian(target, whiten)
+    target = target.near(
+        unwhiten(first.gaussian, torch.randn(NUM_PROBES, *first.gaussian.loc.shape).to(first.gaussian.loc))
+    )
     tuned = tuning.tune(
         density(target, num_chains, compile, steps),
         chain_starts(target, first, num_chains, copies),
@@ -106,54 +111,42 @@ def _warm_up(
         target_accept_prob=target_accept_prob,
         progress=progress,
     )
-    return tuned, math.ceil(first.num_gradient_evaluations / num_chains) + 1 + tuned.num_gradient_evaluations
+    cost = math.ceil(first.num_gradient_evaluations / num_chains) + 1 + tuned.num_gradient_evaluations
+    return target, tuned, cost
 
 
 def _block(
     target: Target,
     tuned: Tuned,
     wanted: Wanted,
-    seed_of: Callable[[int], int],
     compile: bool | str,
-    tell: Callable[..., None],
+    tell: Callable[[], None],
 ) -> Found:
-    """Sample groups of data that need as many steps, each group with a seed of its own."""
-    num_chains = len(tuned.position)
+    """Sample the data in the order of the steps that they need, so that those which make a further step stand first."""
     classes = torch.tensor(CLASSES, device=tuned.num_steps.device)
-    needed = torch.searchsorted(classes, tuned.num_steps).cpu()
-    parts, order = [], []
-    for number in needed.unique().tolist():
-        index = (needed == number).nonzero()[:, 0].to(tuned.position.device)
-        group = tuned._replace(
-            position=tuned.position[:, index],
-            whitening=Gaussian(*(each[index] for each in tuned.whitening)),
-            step_size=tuned.step_size[index],
-            rotates=tuned.rotates[index],
-            num_steps=tuned.num_steps[index],
-            num_changes=tuned.num_changes[index],
-        )
-        with seeded(seed_of(number + 1)):
-            parts.append(
-                rounds.run(
-                    target.rows(index),
-                    group,
-                    lambda some, count: density(some, num_chains, compile, count),
-                    wanted,
-                    partial(tell, len(index) / target.num_data),
-                )
-            )
-        order.append(index)
-    return rounds.in_order(torch.cat(order), parts)
+    num_steps = classes[torch.searchsorted(classes, tuned.num_steps)]
+    order = num_steps.argsort(descending=True, stable=True)
+    num_chains = len(tuned.position)
+    found = rounds.run(
+        target.rows(order),
+        tuning.rows(tuned._replace(num_steps=num_steps), order),
+        lambda some, count: density(some, num_chains, compile, count),
+        wanted,
+        tell,
+    )
+    return rounds.in_order(order, [found])
 
 
-def _counted(found: Found, before: int, num_changes: Tensor) -> Found:
+def _sampled(found: Found, wanted: Wanted, before: int, num_changes: Tensor) -> Sampled:
     """With the gradients spent before the first draw, and how often coordinates changed."""
     z, stats, diagnostics = found
     counts = {
         "num_gradient_evaluations": diagnostics["num_gradient_evaluations"] + before,
         "num_rewhitenings": to_numpy(num_changes),
     }
-    return z, stats, {**diagnostics, **counts}
+    cost = int(counts["num_gradient_evaluations"].max())
+    limits = {"max_rhat": wanted.max_rhat, "min_ess": wanted.min_ess}
+    return Sampled(z, stats, cost, {**diagnostics, **counts}, limits)
 
 
 def _copies(num_chains: int, num_samples: int) -> int:
@@ -170,14 +163,14 @@ def _budget(num_chains: int, first: int, num_samples: int, min_ess: float, max_s
 
 
 def _ticker(progress: Progress | None, block: int, num_blocks: int, total: int) -> Callable[..., None]:
-    """Counts transitions of a block; those of a group of its data count by their share."""
-    done = 0.0
+    """Counts transitions of a block."""
+    done = 0
 
-    def tell(share: float = 1.0) -> None:
+    def tell() -> None:
         nonlocal done
-        done += share
+        done += 1
         if progress is not None:
-            progress(block * total + min(int(done), total), num_blocks * total)
+            progress(block * total + done, num_blocks * total)
 
     return tell
 

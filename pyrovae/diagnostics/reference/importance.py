@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pyrovae.diagnostics.evidence.draws import check_weights, guide_blocks
-from pyrovae.diagnostics.reference.sampled import Progress, Sampled, joined, to_numpy
+from pyrovae.diagnostics.reference.sampled import Progress, Sampled, to_numpy
 from pyrovae.inference import weights
 from pyrovae.seeding import block_seed, seeded
 from pyrovae.target import Target
@@ -57,7 +57,7 @@ def from_importance(
     min_ess: float = 400.0,
     seed: int = 0,
     progress: Progress | None = None,
-) -> Sampled:
+) -> Iterator[Sampled]:
     """`num_draws` draws of the guide for every datum, resampled to `num_chains` x `num_samples` of the posterior.
 
     Raises:
@@ -66,15 +66,14 @@ def from_importance(
     budget = Budget(num_chains, num_samples, num_draws, min_ess)
     budget.check()
     blocks = target.split(max(1, MAX_KEPT // num_draws))
-    parts, first = [], 0
+    first = 0
     for block, some in enumerate(blocks):
         drawn = _joined(guide_weights(some, num_draws, seed=block_seed(seed, block, 0)))
         check_weights(drawn.log_w, first)
-        parts.append(resampled(drawn, budget, seed=block_seed(seed, block, 1)))
+        yield resampled(drawn, budget, seed=block_seed(seed, block, 1))
         first += some.num_data
         if progress is not None:
             progress(block + 1, len(blocks))
-    return with_verdicts(parts, budget)
 
 
 def guide_weights(target: Target, num_draws: int, *, seed: int) -> Iterator[Weighted]:
@@ -84,7 +83,7 @@ def guide_weights(target: Target, num_draws: int, *, seed: int) -> Iterator[Weig
 
 
 def resampled(drawn: Weighted, budget: Budget, *, seed: int) -> Sampled:
-    """Draws of the posterior of some data, with k-hat and the effective sample size of their weights.
+    """Draws of the posterior of some data, judged by k-hat and the effective sample size of their weights.
 
     Chain c holds what was taken of the c-th stretch of draws, in their order: a draw that is taken more than once
     stands beside itself, so autocorrelations, and the error bars that rest on them, count it as one.
@@ -98,7 +97,7 @@ def resampled(drawn: Weighted, budget: Budget, *, seed: int) -> Sampled:
     stats = {"lp": lp, "diverging": np.zeros(lp.shape, bool)}
     ess = weights.effective_sample_size(smoothed.log_weights)
     worth = {"khat": to_numpy(smoothed.khat.double()), "ess": to_numpy(ess.double())}
-    return Sampled(to_numpy(z.unflatten(0, shape)), stats, 0, worth)
+    return Sampled(to_numpy(z.unflatten(0, shape)), stats, 0, *_judged(worth, budget))
 
 
 def systematic(log_w: Float[Tensor, "k n"], num_samples: int) -> Int[Tensor, "s n"]:
@@ -127,10 +126,8 @@ def systematic(log_w: Float[Tensor, "k n"], num_samples: int) -> Int[Tensor, "s 
     return found.clamp(max=len(log_w) - 1).mT
 
 
-def with_verdicts(parts: list[Sampled], budget: Budget) -> Sampled:
-    """Blocks of data as one, with the verdict on every datum."""
-    found = joined(parts)
-    worth = {name: np.concatenate([part.diagnostics[name] for part in parts]) for name in ("khat", "ess")}
+def _judged(worth: dict[str, np.ndarray], budget: Budget) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """What the weights of every datum are worth, with its verdict; and what the verdicts asked for."""
     max_khat = weights.khat_threshold(budget.num_draws)
     num_kept = float(budget.num_chains * budget.num_samples)
     reasons = [
@@ -141,8 +138,7 @@ def with_verdicts(parts: list[Sampled], budget: Budget) -> Sampled:
         "verdict": np.array(["no verdict" if reason else "ok" for reason in reasons]),
         "reason": np.array(reasons),
     }
-    limits = {"max_khat": max_khat, "min_ess": budget.min_ess}
-    return found._replace(diagnostics={**worth, **verdicts}, limits=limits)
+    return {**worth, **verdicts}, {"max_khat": max_khat, "min_ess": budget.min_ess}
 
 
 def _reason(khat: float, ess: float, max_khat: float, min_ess: float) -> str:

@@ -1,6 +1,6 @@
 """Importance sampling by Pyro's own utilities, one datum after another, behind the same gate as ours."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import pyro
 import torch
@@ -10,7 +10,7 @@ from pyro.infer.importance import vectorized_importance_weights
 from torch import Tensor
 
 from pyrovae.diagnostics.evidence.draws import MAX_ROWS, check_weights
-from pyrovae.diagnostics.reference.importance import Budget, Weighted, resampled, with_verdicts
+from pyrovae.diagnostics.reference.importance import Budget, Weighted, resampled
 from pyrovae.diagnostics.reference.programs import OneDatum, one_datum
 from pyrovae.diagnostics.reference.sampled import Progress, Sampled
 from pyrovae.seeding import block_seed, seeded
@@ -35,7 +35,7 @@ def from_pyro_importance(
     min_ess: float = 400.0,
     seed: int = 0,
     progress: Progress | None = None,
-) -> Sampled:
+) -> Iterator[Sampled]:
     """As `from_importance`, with the weights that Pyro gives for model and guide of one datum at a time.
 
     Raises:
@@ -50,15 +50,13 @@ def from_pyro_importance(
             f"Pyro weighs one datum at a time, which is meant for at most {MAX_DATA} data, not {target.num_data}: "
             "pass target.rows(index) with some of them, or use method 'importance'"
         )
-    parts = []
     for row in range(target.num_data):
         drawn = _weighted(target, row, num_draws, traces, block_seed(seed, row, 0))
         check_weights(drawn.log_w, row)
         _check_agreement(target.rows([row]), drawn, row, traces)
-        parts.append(resampled(drawn, budget, seed=block_seed(seed, row, 1)))
+        yield resampled(drawn, budget, seed=block_seed(seed, row, 1))
         if progress is not None:
             progress(row + 1, target.num_data)
-    return with_verdicts(parts, budget)
 
 
 def _weighted(target: Target, row: int, num_draws: int, traces: str, seed: int) -> Weighted:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyrovae.diagnostics.evidence.draws import MAX_ROWS
 from pyrovae.diagnostics.reference.programs import SUFFIX, one_datum, unconstrained
-from pyrovae.diagnostics.reference.sampled import Progress, Sampled, diagnose, joined, to_numpy
+from pyrovae.diagnostics.reference.sampled import Progress, Sampled, diagnose, to_numpy
 from pyrovae.seeding import block_seed, seeded
 from pyrovae.target import Target
 
@@ -66,7 +66,7 @@ def from_pyro_hmc(
     min_ess: float = 400.0,
     seed: int = 0,
     progress: Progress | None = None,
-) -> Sampled:
+) -> Iterator[Sampled]:
     """Pyro's HMC on the user's model.
 
     Pyro takes floor(trajectory_length / step size) steps, in units of the posterior's standard deviations once it has
@@ -76,8 +76,8 @@ def from_pyro_hmc(
         raise ValueError(f"trajectory_length must be positive and finite, not {trajectory_length}")
     run = Run(num_chains, num_samples, warmup_steps, target_accept_prob)
     kernel = _kernel(HMC, run, full_mass=full_mass, trajectory_length=trajectory_length)
-    found = _sampled(target, kernel, run, seed, progress)
-    return _judged(found, max_rhat=max_rhat, min_ess=min_ess)
+    for found in _sampled(target, kernel, run, seed, progress):
+        yield _judged(found, max_rhat=max_rhat, min_ess=min_ess)
 
 
 def from_pyro_nuts(
@@ -93,14 +93,14 @@ def from_pyro_nuts(
     min_ess: float = 400.0,
     seed: int = 0,
     progress: Progress | None = None,
-) -> Sampled:
+) -> Iterator[Sampled]:
     """Pyro's No-U-Turn sampler on the user's model."""
     if max_tree_depth < 1:
         raise ValueError(f"max_tree_depth must be at least 1, not {max_tree_depth}")
     run = Run(num_chains, num_samples, warmup_steps, target_accept_prob)
     kernel = _kernel(NUTS, run, full_mass=full_mass, max_tree_depth=max_tree_depth)
-    found = _sampled(target, kernel, run, seed, progress)
-    return _judged(found, max_rhat=max_rhat, min_ess=min_ess)
+    for found in _sampled(target, kernel, run, seed, progress):
+        yield _judged(found, max_rhat=max_rhat, min_ess=min_ess)
 
 
 def _kernel(kind: Any, run: Run, **options: Any) -> Callable[[Any], Any]:
@@ -117,15 +117,14 @@ def _judged(found: Sampled, *, max_rhat: float, min_ess: float) -> Sampled:
 
 def _sampled(
     target: Target, kernel: Callable[[Any], Any], run: Run, seed: int, progress: Progress | None
-) -> Sampled:
+) -> Iterator[Sampled]:
     run.check(target)
-    parts = []
     for row in range(target.num_data):
         with _alone(), seeded(block_seed(seed, row)):
-            parts.append(_datum(target, row, kernel, run))
+            found = _datum(target, row, kernel, run)
+        yield found
         if progress is not None:
             progress(row + 1, target.num_data)
-    return joined(parts)
 
 
 @contextmanager

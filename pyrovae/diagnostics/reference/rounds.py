@@ -4,20 +4,22 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from pyrovae.diagnostics.reference.sampled import diagnose, to_numpy
-from pyrovae.inference import chains, hmc, laplace, trajectory
+from pyrovae.diagnostics.reference.sampled import diagnose, side_by_side, to_numpy
+from pyrovae.inference import chains, hmc, laplace, trajectory, tuning
 from pyrovae.inference.chains import Chains
 from pyrovae.inference.hmc import LogDensityAndGradient
-from pyrovae.inference.tuning import QUARTER_TURN, Tuned
+from pyrovae.inference.trajectory import Settings
+from pyrovae.inference.tuning import Tuned
 from pyrovae.target import Target
 
-__all__ = ["Found", "Wanted", "in_order", "run", "side_by_side"]
+__all__ = ["Found", "Wanted", "in_order", "run"]
 
 LOW_BFMI = 0.3
 SAME_NAME = ("acceptance_rate", "step_size", "diverging", "energy", "energy_error")
@@ -25,6 +27,10 @@ STUCK = 0.01  # a chain with a lower mean acceptance rate
 
 Found = tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]
 """z [C, T, M, D]; statistics, each [C, T, M]; diagnostics, each [M]."""
+
+
+Density = Callable[[Target, int], LogDensityAndGradient]
+"""Makes the density in z of some data, told how many gradients it will give."""
 
 
 @dataclass(frozen=True)
@@ -51,58 +57,77 @@ class Wanted:
 def run(
     target: Target,
     tuned: Tuned,
-    density: Callable[[Target, int], LogDensityAndGradient],
+    density: Density,
     wanted: Wanted,
     progress: Callable[[], object] | None,
 ) -> Found:
-    """Draw for data that make the same number of steps, from where the warm-up left them.
+    """Draw for data in the order of their number of steps, the largest first, from where the warm-up left them.
 
     After r doublings every 2^r-th draw of a datum is kept, so it has `num_samples` kept draws whenever it leaves, from
     the whole of its run. Noise is drawn for all data and indexed.
 
     Args:
         target, tuned: of these data.
-        density: makes the density in z of some of them, told how many gradients it will give.
-        wanted: see there.
+        density, wanted: see there.
         progress: called after every transition of the first round.
     """
-    num_steps = int(tuned.num_steps.max())
     left = torch.arange(target.num_data, device=tuned.position.device)
+    totals = wanted.totals()
     seen: Chains | None = None
     found: list[Found] = []
     order: list[Tensor] = []
-    before = 0
-    for number, total in enumerate(wanted.totals()):
-        whitening = laplace.Gaussian(*(each[left] for each in tuned.whitening))
-        some = target if len(left) == target.num_data else target.rows(left)
-        function = laplace.whitened_gradient(whitening, density(some, (total - before) * num_steps))
-        state = hmc.init(tuned.position[:, left], function) if seen is None else seen.state
-        rows = None if seen is None else left
-        drawn = chains.sample_chains(
-            function,
-            state,
-            tuned.step_size[left],
-            tuned.rotates[left],
-            times=trajectory.times(total - before, QUARTER_TURN),
-            num_steps=num_steps,
-            noise=partial(trajectory.draw_noise, tuned.position, rows),
+    for number, (before, total) in enumerate(itertools.pairwise([0, *totals])):
+        settled = tuning.rows(tuned, left)
+        drawn = _drawn(
+            target if len(left) == target.num_data else target.rows(left),
+            settled,
+            density,
+            start=None if seen is None else seen.state,
+            noise=partial(trajectory.draw_noise, tuned.position, None if seen is None else left),
+            shares=trajectory.shares(total - before),
             thinning=wanted.thinning * 2**number,
             made=before,
             progress=progress if number == 0 else None,
         )
         seen = drawn if seen is None else chains.joined(chains.thinned(seen), drawn)
-        before = total
-        result = _found(seen, whitening, wanted)
-        leaves = _leaves(result[2], wanted) | (total == wanted.totals()[-1])
-        gone, stays = (
-            torch.as_tensor(np.flatnonzero(which), device=left.device) for which in (leaves, ~leaves)
-        )
+        result = _found(seen, settled.whitening, wanted)
+        leaves = _leaves(result[2], wanted) | (total == totals[-1])
+        gone = torch.as_tensor(leaves, device=left.device)
         found.append(_some(result, leaves))
         order.append(left[gone])
+        stays = (~gone).nonzero()[:, 0]
         left, seen = left[stays], chains.rows(seen, stays)
         if not len(left):
             break
     return in_order(torch.cat(order), found)
+
+
+def _drawn(
+    target: Target,
+    tuned: Tuned,
+    density: Density,
+    *,
+    start: hmc.HMCState | None,
+    shares: Sequence[float],
+    **options: Any,
+) -> Chains:
+    """More draws of some data, from where their chains stand, or from where the warm-up left them."""
+    most_steps = tuned.num_steps.tolist()
+    active = tuple(sum(most > i for most in most_steps) for i in range(most_steps[0]))
+    functions = {
+        size: laplace.whitened_gradient(
+            laplace.Gaussian(*(each[:size] for each in tuned.whitening)),
+            density(target.rows(range(size)), len(shares) * active.count(size)),
+        )
+        for size in set(active)
+    }
+
+    def function(u: Tensor) -> tuple[Tensor, Tensor]:
+        return functions[u.shape[1]](u)
+
+    state = hmc.init(tuned.position, function) if start is None else start
+    of_data = (tuned.step_size, tuned.trajectory_length, tuned.num_steps, tuned.rotates)
+    return chains.sample_chains(function, state, Settings(*of_data, active), shares=shares, **options)
 
 
 def _found(seen: Chains, whitening: laplace.Gaussian, wanted: Wanted) -> Found:
@@ -129,7 +154,7 @@ def _found(seen: Chains, whitening: laplace.Gaussian, wanted: Wanted) -> Found:
         "bfmi": fraction,
         "num_stuck": num_stuck,
         "num_transitions": np.full(size, totals.num_transitions),
-        "num_gradient_evaluations": np.full(size, totals.num_gradient_evaluations + 1),
+        "num_gradient_evaluations": to_numpy(totals.num_gradient_evaluations) + 1,
     }
     return z, arrays, {**verdicts, **counts}
 
@@ -148,16 +173,8 @@ def _some(found: Found, which: np.ndarray) -> Found:
     )
 
 
-def side_by_side(parts: Sequence[Found]) -> Found:
-    """The data of all parts, one part after the other."""
-    zs, stats, diagnostics = zip(*parts, strict=True)
-    return (
-        np.concatenate(zs, 2),
-        {name: np.concatenate([each[name] for each in stats], 2) for name in stats[0]},
-        {name: np.concatenate([each[name] for each in diagnostics]) for name in diagnostics[0]},
-    )
-
-
 def in_order(index: Int[Tensor, " n"], parts: Sequence[Found]) -> Found:
     """The parts side by side, with the datum at place i moved to `index[i]`."""
-    return _some(side_by_side(parts), np.argsort(to_numpy(index)))
+    zs, stats, diagnostics = zip(*parts, strict=True)
+    found = np.concatenate(zs, 2), side_by_side(stats, 2), side_by_side(diagnostics, 0)
+    return _some(found, np.argsort(to_numpy(index)))

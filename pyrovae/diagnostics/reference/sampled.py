@@ -1,4 +1,4 @@
-"""What every sampler of posteriors gives, and the diagnosis of chains that most of them need."""
+"""What every sampler of posteriors gives, block by block, and the diagnosis of chains that most of them need."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -7,13 +7,17 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["Progress", "Sampled", "diagnose", "joined", "to_numpy"]
+__all__ = ["Progress", "Sampled", "diagnose", "joined", "side_by_side", "to_numpy"]
 
 Progress = Callable[[int, int], None]
 
 
 class Sampled(NamedTuple):
-    """Draws of the posterior of every datum, with statistics of each draw and a verdict on each datum."""
+    """Draws of the posterior of some data, with statistics of each draw and a verdict on each datum.
+
+    A sampler yields one for each block of data, in their order, and keeps none: who asks decides whether the draws of
+    all data are ever in memory at once.
+    """
 
     z: np.ndarray
     """[C, T, N, D]."""
@@ -28,10 +32,23 @@ class Sampled(NamedTuple):
 
 
 def joined(parts: Sequence[Sampled]) -> Sampled:
-    """Blocks of data as one; no diagnostics yet."""
-    stats = {name: np.concatenate([part.stats[name] for part in parts], -1) for name in parts[0].stats}
-    cost = max(part.num_gradient_evaluations for part in parts)
-    return Sampled(np.concatenate([part.z for part in parts], -2), stats, cost)
+    """Blocks of data as one."""
+    return Sampled(
+        np.concatenate([part.z for part in parts], 2),
+        side_by_side([part.stats for part in parts], 2),
+        max(part.num_gradient_evaluations for part in parts),
+        side_by_side([part.diagnostics for part in parts], 0),
+        parts[0].limits,
+    )
+
+
+def side_by_side(parts: Sequence[Mapping[str, np.ndarray]], axis: int) -> dict[str, np.ndarray]:
+    """Arrays of the same names, put together along the axis of the data.
+
+    >>> side_by_side([{"rhat": np.array([1.0])}, {"rhat": np.array([1.5, 2.0])}], 0)
+    {'rhat': array([1. , 1.5, 2. ])}
+    """
+    return {name: np.concatenate([part[name] for part in parts], axis) for name in parts[0]}
 
 
 def diagnose(
