@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from pyrovae.diagnostics.decomposition import decompose as decompose
     from pyrovae.diagnostics.evidence import log_evidence as log_evidence
     from pyrovae.diagnostics.evidence_table import evidence_table as evidence_table
+    from pyrovae.diagnostics.gradients import gradient_statistics as gradient_statistics
     from pyrovae.diagnostics.reconstruction import reconstruct as reconstruct
     from pyrovae.diagnostics.reference import sample_posterior as sample_posterior
     from pyrovae.diagnostics.simulated import simulated_gap as simulated_gap
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from pyrovae.results import Evidence as Evidence
     from pyrovae.results import read as read
     from pyrovae.results import write as write
+    from pyrovae.results.gradients import gradient_summary as gradient_summary
+    from pyrovae.results.gradients import snr_slopes as snr_slopes
     from pyrovae.results.sandwich import evidence_summary as evidence_summary
     from pyrovae.results.summary import summary as summary
     from pyrovae.results.verdicts import verdict_sentences as verdict_sentences
@@ -47,6 +50,8 @@ _HOMES = {
     "evidence_summary": "pyrovae.results.sandwich",
     "evidence_table": "pyrovae.diagnostics.evidence_table",
     "fit": "pyrovae.training.fit",
+    "gradient_summary": "pyrovae.results.gradients",
+    "gradient_statistics": "pyrovae.diagnostics.gradients",
     "load": "pyrovae.training.checkpoint",
     "log_evidence": "pyrovae.diagnostics.evidence",
     "mlp": "pyrovae.models.networks",
@@ -55,6 +60,7 @@ _HOMES = {
     "sample_posterior": "pyrovae.diagnostics.reference",
     "simulated_gap": "pyrovae.diagnostics.simulated",
     "save": "pyrovae.training.checkpoint",
+    "snr_slopes": "pyrovae.results.gradients",
     "summary": "pyrovae.results.summary",
     "verdict_sentences": "pyrovae.results.verdicts",
     "write": "pyrovae.results",

@@ -22,11 +22,26 @@ from pyrovae.cli.show import (
 if TYPE_CHECKING:
     import xarray as xr
     from rich.console import Console
+    from torch import Tensor
 
     from pyrovae.data import Pipeline
+    from pyrovae.models.vae import VAE
     from pyrovae.target import Target
 
-__all__ = ["decompose", "evidence", "reconstruct"]
+__all__ = [
+    "Device",
+    "NumData",
+    "Part",
+    "Run",
+    "Seed",
+    "bad_inputs",
+    "bad_options",
+    "decompose",
+    "evidence",
+    "numbers",
+    "open_part",
+    "reconstruct",
+]
 
 Run = Annotated[Path, typer.Argument(help="Folder that `pyrovae train` wrote.")]
 Part = Annotated[str, typer.Option(help="Which part of the data: train, val or test.")]
@@ -70,10 +85,10 @@ def evidence(
     console = Console()
     names = [name.strip() for name in methods.split(",")]
     annealed = "bidirectional" in names
-    draws, temperatures = _numbers(num_samples), _numbers(num_temperatures)
-    with _errors(console):
+    draws, temperatures = numbers(num_samples), numbers(num_temperatures)
+    with bad_inputs(console):
         target, _ = _target(run, part, num_data, device)
-    with progress(console) as bars, _bad_options():
+    with progress(console) as bars, bad_options():
         tree = pv.evidence_table(
             target,
             names,
@@ -94,7 +109,8 @@ def evidence(
         raise typer.Exit(FAILED)
 
 
-def _numbers(text: str) -> list[int]:
+def numbers(text: str) -> list[int]:
+    """Whole numbers with commas between."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
@@ -104,7 +120,7 @@ def _numbers(text: str) -> list[int]:
 
 
 @contextmanager
-def _bad_options() -> Iterator[None]:
+def bad_options() -> Iterator[None]:
     """What the library refuses here is an option of the command."""
     try:
         yield
@@ -127,7 +143,7 @@ def decompose(
     from pyrovae.reporting.plots import plot_decomposition, save_figure
 
     console = Console()
-    with _errors(console):
+    with bad_inputs(console):
         target, _ = _target(run, part, num_data, device)
     evidence = pv.log_evidence(target, "iwae", num_samples=num_samples, seed=seed + 1)
     tree = pv.decompose(target, evidence, num_samples=num_samples, seed=seed)
@@ -152,7 +168,7 @@ def reconstruct(
     from pyrovae.reporting.plots import plot_draw_counts, plot_reconstructions, save_figure
 
     console = Console()
-    with _errors(console):
+    with bad_inputs(console):
         target, pipeline = _target(run, part, num_data, device)
     tree = _in_raw_units(pv.reconstruct(target, num_samples, seed=seed), pipeline)
     pv.write(tree, run / "reconstruction.nc")
@@ -164,7 +180,8 @@ def reconstruct(
 
 
 @contextmanager
-def _errors(console: "Console") -> Iterator[None]:
+def bad_inputs(console: "Console") -> Iterator[None]:
+    """What cannot be read ends the command with its own exit code."""
     from pyrovae.data import DataError
     from pyrovae.training.checkpoint import CheckpointError
 
@@ -179,6 +196,12 @@ def _target(run: Path, part: str, num_data: int | None, device: str) -> "tuple[T
     """The target of a run's model and some of its data, and the way back to raw units."""
     import pyrovae as pv
 
+    vae, x, pipeline = open_part(run, part, num_data, device)
+    return pv.Target(vae.model, vae.guide, x), pipeline
+
+
+def open_part(run: Path, part: str, num_data: int | None, device: str) -> "tuple[VAE, Tensor, Pipeline]":
+    """A run's model and some of its data, on the device, and the way back to raw units."""
     if part not in PARTS:
         raise typer.BadParameter(f"part must be one of {', '.join(PARTS)}, got {part!r}")
     place = choose_device(device)
@@ -188,8 +211,7 @@ def _target(run: Path, part: str, num_data: int | None, device: str) -> "tuple[T
         raise RunError(
             f"the part {part!r} of {run} has {len(x)} data, too few to measure: choose another part"
         )
-    vae = vae.to(place).eval()
-    return pv.Target(vae.model, vae.guide, x.to(place)), split.pipeline
+    return vae.to(place).eval(), x.to(place), split.pipeline
 
 
 def _in_raw_units(tree: "xr.DataTree", pipeline: "Pipeline") -> "xr.DataTree":

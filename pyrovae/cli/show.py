@@ -23,6 +23,7 @@ __all__ = [
     "progress",
     "stage_bar",
     "training_bar",
+    "with_error",
 ]
 
 COLUMNS: dict[str, Any] = {
@@ -137,9 +138,9 @@ def print_evidence(console: "Console", tree: "xr.DataTree", title: str) -> None:
     for label, row in found.iterrows():
         table.add_row(
             str(label),
-            _with_error(row["value"], row["std_error"]),
+            with_error(row["value"], row["std_error"]),
             row["direction"] + ("*" if row["num_approximate"] else ""),
-            _with_error(row["bias"], row["bias_std_error"]),
+            with_error(row["bias"], row["bias_std_error"]),
             _evaluations(row["num_density_evaluations"], row["num_gradient_evaluations"]),
             _seconds(row["seconds"]),
             str(row["num_refused"]),
@@ -155,7 +156,7 @@ def print_evidence(console: "Console", tree: "xr.DataTree", title: str) -> None:
         console.print(f"- {sentence}", markup=False, highlight=False)
 
 
-def _with_error(value: float, error: float) -> str:
+def with_error(value: float, error: float) -> str:
     """A value and its error bar, to the second digit of the error."""
     if value != value:
         return ""

@@ -35,6 +35,7 @@ _MEASURED_BY: Final = {
     "observed_data": "pyrovae.audit",
     "prior_predictive": "pyrovae.reconstruct or pyrovae.audit",
     "decomposition": "pyrovae.decompose",
+    "gradients": "pyrovae.gradient_statistics",
     "reconstruction": "pyrovae.reconstruct or pyrovae.audit",
 }
 _NO_DATE: Final = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # the same figure, the same file

@@ -1,4 +1,4 @@
-"""Figures of a result tree: training, evidence and its cost, draws of guide and reference, and reconstructions.
+"""Figures of a result tree: training, evidence and gradients with their cost, draws, terms, and reconstructions.
 
 Each takes a tree and returns a `matplotlib.figure.Figure` that belongs to the caller; pyplot is never touched.
 """
@@ -18,8 +18,11 @@ from pyrovae.reporting.cost import plot_evidence_cost
 from pyrovae.reporting.counts import plot_draw_counts
 from pyrovae.reporting.draws import plot_draws
 from pyrovae.reporting.figures import COLORS, new_figure, require, save_figure, set_title, simplify
+from pyrovae.reporting.gradient_cost import plot_gradient_cost
+from pyrovae.reporting.gradients import plot_gradient_snr
 from pyrovae.reporting.images import plot_reconstructions
 from pyrovae.reporting.terms import plot_decomposition
+from pyrovae.reporting.training_path import plot_training_path
 from pyrovae.results.rows import Method, largest_budgets, methods_of
 
 __all__ = [
@@ -28,8 +31,11 @@ __all__ = [
     "plot_draws",
     "plot_evidence",
     "plot_evidence_cost",
+    "plot_gradient_cost",
+    "plot_gradient_snr",
     "plot_reconstructions",
     "plot_training",
+    "plot_training_path",
     "save_figure",
 ]
 

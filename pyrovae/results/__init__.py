@@ -13,7 +13,7 @@ from pyrovae.results.groups import (
     sample_stats_group,
 )
 from pyrovae.results.schema import DIRECTIONS, SANDWICH_VERDICTS, SCHEMA, SOURCES, VERDICTS, check
-from pyrovae.results.storage import content_hash, read, write
+from pyrovae.results.storage import content_hash, read, read_lazily, write, written_in_parts
 
 __all__ = [
     "DIRECTIONS",
@@ -30,6 +30,8 @@ __all__ = [
     "group",
     "latent_names",
     "read",
+    "read_lazily",
     "sample_stats_group",
     "write",
+    "written_in_parts",
 ]

@@ -9,11 +9,24 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-__all__ = ["NATS", "Method", "Row", "average", "estimate_row", "largest_budgets", "measured", "methods_of"]
+__all__ = [
+    "NATS",
+    "Method",
+    "Row",
+    "average",
+    "data_have",
+    "estimate_row",
+    "largest_budgets",
+    "measured",
+    "methods_of",
+    "number",
+    "with_error",
+]
 
 NATS: Final = "nats per datum"
 _ACRONYMS: Final = ("elbo", "iwae", "psis", "ais", "snis", "cubo", "eubo", "jvi", "hmc")
-_NAMES: Final = {"ais-reverse": "reverse AIS"}
+_ACRONYMS_OF_GRADIENTS: Final = ("stl", "miwae", "ciwae", "piwae", "vimco", "rws", "kl", "loo")
+_NAMES: Final = {"ais-reverse": "reverse AIS", "dreg": "DReG", "rws_dreg": "RWS DReG"}
 
 
 class Row(NamedTuple):
@@ -44,8 +57,11 @@ class Method(NamedTuple):
             >>> Method("iwae-10", "iwae", 10).name, Method("ais-reverse", "ais-reverse", 0).name
             ('IWAE', 'reverse AIS')
         """
-        plain = _NAMES.get(self.estimator, self.estimator).replace("_", " ")
-        return re.sub(r"\w+", lambda word: word[0].upper() if word[0] in _ACRONYMS else word[0], plain)
+        plain, short = (
+            _NAMES.get(self.estimator, self.estimator).replace("_", " "),
+            (*_ACRONYMS, *_ACRONYMS_OF_GRADIENTS),
+        )
+        return re.sub(r"\w+", lambda word: word[0].upper() if word[0] in short else word[0], plain)
 
     @property
     def budget_words(self) -> str:
@@ -121,3 +137,32 @@ def estimate_row(estimate: xr.Dataset, subject: str, quantity: str) -> Row:
     error = math.nan if refused == estimate.sizes["datum"] else error
     direction = str(estimate["direction"].item())
     return Row(subject, quantity, value, error, NATS, direction, count, refused)
+
+
+def with_error(value: float, error: float) -> str:
+    """A value and its error bar, if it has one, both to the second digit of the error.
+
+    Examples:
+        >>> with_error(0.123456, 0.0123), with_error(-3.0, math.nan), with_error(81234.0, 1234.0)
+        ('0.123 ± 0.012', '-3.0000', '81200 ± 1200')
+    """
+    if math.isnan(error):
+        return f"{value:.4f}"
+    digits = 1 - math.floor(math.log10(error)) if error > 0 else 4
+    shown = min(max(digits, 0), 6)
+    return f"{round(value, min(digits, 6)):.{shown}f} ± {round(error, min(digits, 6)):.{shown}f}"
+
+
+def number(row: Row) -> str:
+    """The value of a row and its error bar, as `with_error` writes them."""
+    return with_error(row.value, row.std_error)
+
+
+def data_have(count: int) -> str:
+    """The start of a clause.
+
+    Examples:
+        >>> data_have(1), data_have(2)
+        ('1 datum has', '2 data have')
+    """
+    return "1 datum has" if count == 1 else f"{count} data have"

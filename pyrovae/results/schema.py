@@ -70,7 +70,7 @@ SANDWICH_VERDICTS: Final = ("closed", "did not close", "no verdict")
 SOURCES: Final = ("exact", "quadrature", "ais and ais-reverse", "")
 """Where `sandwich.truth` may come from, the best first; "" where the truth of a datum is not known."""
 
-NAMED_DIMS: Final = ("latent", "method")
+NAMED_DIMS: Final = ("latent", "method", "part")
 """Dims whose coordinates are words."""
 
 _WORDS: Final[Mapping[tuple[str, str], tuple[str, ...]]] = {
