@@ -110,8 +110,8 @@ def print_summary(console: "Console", tree: "xr.DataTree", title: str) -> None:
     import pyrovae as pv
 
     table = Table(title=title, box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("quantity", min_width=26)
-    for name in ("value", "unit", "direction", "data", "doubtful"):
+    table.add_column("quantity", overflow="fold")  # the one that gives way where the terminal is narrow
+    for name in ("value", "unit", "direction", "data", "doubt"):
         table.add_column(name, no_wrap=True, justify="left" if name in ("unit", "direction") else "right")
     for quantity, row in pv.summary(tree).iterrows():
         error = "" if row["std_error"] != row["std_error"] else f" ± {row['std_error']:.2g}"

@@ -63,8 +63,9 @@ class DataPlate(Messenger):
 class PlaceLatents(Messenger):
     """Run a model at unconstrained `z` `[rows, D]`; the map to each support runs inside the model.
 
-    Afterwards: `values` {site: constrained value}, `log_det` `[rows]` of the whole map, `log_prior` `[rows]`
-    (with `log_det` in it), `observed`, the observed sites in order, and `log_likelihood` `[rows]`.
+    Afterwards: `values` {site: constrained value}, `log_det` `[rows]` of the whole map, `observed`, the observed sites
+    in order, and `log_prior` `[rows]` (with `log_det` in it) and `log_likelihood` `[rows]`, which are summed when they
+    are asked for: the curvature wants the parameters of the sites, not their densities.
     """
 
     def __init__(self, z: Tensor, plate: str) -> None:
@@ -74,16 +75,21 @@ class PlaceLatents(Messenger):
     def __enter__(self) -> "PlaceLatents":
         self.column = 0
         self.values: dict[str, Tensor] = {}
+        self.latent: list[Message] = []
         self.observed: list[Message] = []
-        self.log_det = self.log_prior = self.z.new_zeros(len(self.z))
+        self.log_det = self.z.new_zeros(len(self.z))
         super().__enter__()
         return self
 
     @property
+    def log_prior(self) -> Tensor:
+        """Of all latent sites."""
+        return sum((log_prob(msg, self.plate) for msg in self.latent), self.log_det)
+
+    @property
     def log_likelihood(self) -> Tensor:
-        """Summed when it is asked for: the curvature wants the parameters of the sites, not their densities."""
-        terms = [log_prob(msg, self.plate) for msg in self.observed]
-        return sum(terms, self.z.new_zeros(len(self.z)))
+        """Of all observed sites."""
+        return sum((log_prob(msg, self.plate) for msg in self.observed), self.z.new_zeros(len(self.z)))
 
     def _pyro_sample(self, msg: Message) -> None:
         if not is_latent(msg):
@@ -101,11 +107,10 @@ class PlaceLatents(Messenger):
         if not is_real(fn.support):
             log_det = sum_rows(transform.log_abs_det_jacobian(u, value), axis)
             self.log_det = self.log_det + log_det
-            self.log_prior = self.log_prior + log_det
 
     def _pyro_post_sample(self, msg: Message) -> None:
         if is_latent(msg):
-            self.log_prior = self.log_prior + log_prob(msg, self.plate)
+            self.latent.append(msg.copy())
         elif is_observed(msg):
             self.observed.append(msg.copy())
 
