@@ -1,19 +1,30 @@
 """Small models whose gradients are known, for the laboratory; and a look at one part of its result."""
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import torch
+import xarray as xr
 from scipy import stats
 from torch import Tensor, nn
 
+from pyrovae import gradient_statistics
+
 F64 = torch.float64
 FALSE_ALARM = 1e-6
+FEW = {"num_particles": (2,), "num_replicates": 80, "reference": "none"}
 DEGREES = 18  # of the jackknife over 20 groups, less one for a second sample
 
 
 def within(value: float, expected: float, std_error: float) -> bool:
     """Whether chance explains the difference at the stated rate, with an error bar from 20 groups."""
     return abs(value - expected) <= stats.t.isf(FALSE_ALARM / 2, DEGREES) * std_error
+
+
+def measured(lab: "Linear", *names: str, **options: Any) -> xr.DataTree:
+    """A quick measurement of some estimators."""
+    return gradient_statistics(lab.model, lab.guide, lab.x, **(FEW | {"estimators": names} | options))
 
 
 def row(tree, method: str, count: int, part: str = "encoder") -> dict[str, float]:

@@ -13,7 +13,7 @@ from pyrovae.models.decoders import GaussianDecoder
 from pyrovae.models.encoders import DiagonalGaussian
 from pyrovae.models.priors import StandardNormal
 from pyrovae.models.vae import VAE, build_vae
-from pyrovae.training import checkpoint
+from pyrovae.training import archive
 from pyrovae.training.checkpoint import CheckpointError, load, save
 
 
@@ -123,10 +123,10 @@ def test_bytes_on_disk_are_little_endian_and_the_same_each_time(path: Path, tmp_
 
 
 def test_big_endian_machines_turn_the_bytes_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint.sys, "byteorder", "big")
+    monkeypatch.setattr(archive.sys, "byteorder", "big")
     octets = torch.arange(8, dtype=torch.uint8)
-    assert checkpoint._little_endian(octets, torch.float32).tolist() == [3, 2, 1, 0, 7, 6, 5, 4]
-    assert checkpoint._little_endian(octets, torch.complex64).tolist() == [3, 2, 1, 0, 7, 6, 5, 4]
+    assert archive._little_endian(octets, torch.float32).tolist() == [3, 2, 1, 0, 7, 6, 5, 4]
+    assert archive._little_endian(octets, torch.complex64).tolist() == [3, 2, 1, 0, 7, 6, 5, 4]
 
 
 def test_an_interrupted_save_leaves_the_old_file_and_nothing_else(
@@ -138,7 +138,7 @@ def test_an_interrupted_save_leaves_the_old_file_and_nothing_else(
     def fail(tensor: torch.Tensor) -> bytes:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "_to_bytes", fail)
+    monkeypatch.setattr(archive, "_to_bytes", fail)
     with pytest.raises(KeyboardInterrupt):
         save(by_hand(1), path)
     assert os.listdir(path.parent) == [path.name]

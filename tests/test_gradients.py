@@ -1,5 +1,6 @@
 """The laboratory against closed forms, against a naive loop, and against exact gradients of log p(x)."""
 
+import functools
 import math
 
 import pytest
@@ -59,11 +60,13 @@ def test_closed_forms(f, method, kind):
     assert has_closed_form(f, method, VARIANCES[kind])
 
 
+@pytest.mark.slow
 def test_the_assertion_sees_another_baseline_and_another_estimator():
     assert not has_closed_form(square, "score_function", VARIANCES["with baseline"])
     assert not has_closed_form(square, "elbo", VARIANCES["reparameterized"])  # the score term is in it
 
 
+@pytest.mark.slow
 def test_a_fast_wave_flips_the_order():
     """E[sin(20 z)]: the score function's estimate is bounded by |z|, the path derivative by 20."""
     variance = {
@@ -92,11 +95,13 @@ def test_noise_has_no_signal():
     assert noise_has_no_signal()
 
 
+@pytest.mark.slow
 def test_the_assertion_sees_a_norm_that_is_not_debiased(monkeypatch):
     monkeypatch.setattr(Summary, "norm_squared", property(lambda self: self.mean.square().sum()))
     assert not noise_has_no_signal()
 
 
+@pytest.mark.slow
 def test_the_plain_ratio_has_a_floor():
     """|mean| / sd of pure noise is sqrt(2 / (pi R)) on average over coordinates: what is not to be reported."""
     made = expectation(square, 0.0, SD, size=300)
@@ -115,15 +120,30 @@ OPTIONS = {
 }
 
 
-@pytest.fixture(scope="module")
-def everything():
-    """All estimators on one small linear VAE with four particles."""
+QUICK = ("elbo", "stl", "dreg", "miwae", "detached")
+"""Those that every run of the tests measures; the full run has all."""
+
+
+@functools.cache
+def _of_four_particles(names):
     lab = Linear()
+    own = {name: options for name, options in OPTIONS.items() if name in names}
     tree = gradient_statistics(
-        lab.model, lab.guide, lab.x, estimators=tuple(OBJECTIVES), num_particles=(4,), num_replicates=400,
-        options=OPTIONS, keep_mean=True,
+        lab.model, lab.guide, lab.x, estimators=names, num_particles=(4,), num_replicates=240,
+        options=own, keep_mean=True,
     )  # fmt: skip
     return lab, tree
+
+
+def of_four_particles(name):
+    """A small linear VAE, and some estimators on it, this one among them."""
+    return _of_four_particles(
+        QUICK if name in QUICK else tuple(each for each in OBJECTIVES if each not in QUICK)
+    )
+
+
+def marked(names):
+    return [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in names]
 
 
 def naive(lab, name, num):
@@ -145,19 +165,19 @@ def naive(lab, name, num):
     return torch.stack(rows).double() / len(lab.x), sum(p.numel() for p in own.values())
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_the_laboratory_agrees_with_a_naive_loop(everything, name):
-    lab, tree = everything
-    rows, size = naive(lab, name, 150)
+@pytest.mark.parametrize("name", marked(OBJECTIVES))
+def test_the_laboratory_agrees_with_a_naive_loop(name):
+    lab, tree = of_four_particles(name)
+    rows, size = naive(lab, name, 100)
     for part, own in (("encoder", rows[:, :size]), ("decoder", rows[:, size:])):
         found = row(tree, name, 4, part)
         centered = (own - own.mean(0)).square().sum(1)
-        error = math.hypot(float(centered.std()) / math.sqrt(150), found["variance_std_error"])
+        error = math.hypot(float(centered.std()) / math.sqrt(100), found["variance_std_error"])
         assert within(found["variance"], float(own.var(0).sum()), error)
         group = tree["gradients"].to_dataset().sel({"method": name, "count": 4})
         mine = torch.as_tensor(group["mean"].values[group["coordinate_part"].values == part])
         distance = (mine - own.mean(0)).square().sum()
-        expected = found["variance"] * (1 / 150 + 1 / 400)
+        expected = found["variance"] * (1 / 100 + 1 / 240)
         assert distance < 6 * expected + 1e-24
     if name == "detached":
         assert row(tree, name, 4)["variance"] == row(tree, name, 4)["mean_norm"] == 0.0
@@ -167,10 +187,10 @@ def test_the_laboratory_agrees_with_a_naive_loop(everything, name):
 UNBIASED = [name for name in OBJECTIVES if name not in ("detached", "rws", "rws_dreg")]
 
 
-@pytest.mark.parametrize("name", UNBIASED)
+@pytest.mark.parametrize("name", marked(UNBIASED))
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
-def test_no_estimator_is_biased_for_its_own_objective(everything, name, part):
-    found = row(everything[1], name, 4, part)
+def test_no_estimator_is_biased_for_its_own_objective(name, part):
+    found = row(of_four_particles(name)[1], name, 4, part)
     assert within(found["own_bias_squared"], 0.0, found["own_bias_squared_std_error"])
 
 
@@ -181,6 +201,7 @@ class SingleReparameterization(DReG):
         return Plan(*super().plan(log_w)[:3], path=None)
 
 
+@pytest.mark.slow
 def test_the_assertion_sees_a_biased_dreg(monkeypatch):
     lab = Linear()
     monkeypatch.setitem(OBJECTIVES, "dreg", SingleReparameterization)
@@ -229,6 +250,7 @@ def test_the_bias_against_the_evidence_is_the_exact_one():
     assert elbo_has_its_evidence_bias()
 
 
+@pytest.mark.slow
 def test_the_assertion_sees_draws_that_are_not_of_the_posterior():
     from pyrovae import Target, sample_posterior
 
@@ -238,7 +260,7 @@ def test_the_assertion_sees_draws_that_are_not_of_the_posterior():
     assert not elbo_has_its_evidence_bias(tree)
 
 
-@pytest.mark.parametrize("name", ["elbo", "stl", "dreg", "rws_dreg", "iwae"])
+@pytest.mark.parametrize("name", marked(["elbo", "stl", "dreg", "rws_dreg", "iwae"]))
 def test_who_is_silent_at_the_posterior(name):
     lab = Linear()
     lab.be_the_posterior()

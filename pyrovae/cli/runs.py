@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyrovae.cli.settings import Settings, read_settings, to_toml
+from pyrovae.cli.settings import Settings, SettingsError, read_settings, to_toml
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,8 +17,20 @@ if TYPE_CHECKING:
     from pyrovae.models.vae import VAE
     from pyrovae.training.fit import FitResult
 
-__all__ = ["PARTS", "RunError", "build", "load_data", "open_run", "resolve", "write_run"]
+__all__ = [
+    "PARTS",
+    "RESUME_FOLDER",
+    "RunError",
+    "build",
+    "check_resume",
+    "load_data",
+    "open_run",
+    "resolve",
+    "write_run",
+]
 
+RESUME_FOLDER = "resume"
+"""Of a run, holds what an unfinished training goes on from; there is none once the run is written."""
 PARTS = ("train", "val", "test")
 
 
@@ -75,9 +87,36 @@ def build(settings: Settings, train: "Tensor") -> "VAE":
     return build_vae(train.shape[1], settings.latent_dim, scale=settings.noise_scale, data=train, **options)
 
 
+def check_resume(out: Path, settings: Settings, resume: str) -> bool:
+    """Whether the folder holds this run already, finished, so that a resumed training has nothing to do.
+
+    Raises:
+        SettingsError: `resume` is another word, or "none" and there is an unfinished run, or "auto" and a finished one
+            of other settings.
+    """
+    from pyrovae.training.checkpoints import training_checkpoints
+
+    if resume not in ("auto", "none"):
+        raise SettingsError(f"--resume must be auto or none, got {resume!r}")
+    is_unfinished = bool(training_checkpoints(out / RESUME_FOLDER))
+    if resume == "none" and is_unfinished:
+        raise SettingsError(
+            f"{out} holds an unfinished run: go on with --resume auto, or remove {out / RESUME_FOLDER} to begin anew"
+        )
+    if resume == "none" or is_unfinished or not (out / "model.pyrovae").is_file():
+        return False
+    if read_settings(out / "config.toml", {}) != settings:
+        raise SettingsError(
+            f"{out} holds a finished run of other settings (see {out / 'config.toml'}): pass another --out, or "
+            "--resume none to replace it"
+        )
+    return True
+
+
 def write_run(out: Path, settings: Settings, split: "Split", vae: "VAE", result: "FitResult") -> None:
-    """Write `config.toml`, `run.json`, `split.npz`, `history.nc` and `model.pyrovae`, the model last."""
+    """Write all of a run but its figure, the model last."""
     from pyrovae import results
+    from pyrovae.cli.logs import METRICS_FILE, whole_log
     from pyrovae.training.checkpoint import save
 
     out.mkdir(parents=True, exist_ok=True)
@@ -95,6 +134,7 @@ def write_run(out: Path, settings: Settings, split: "Split", vae: "VAE", result:
         "val_elbo": _best(history, "val_elbo"),
         "val_bound": _best(history, "val_bound"),
     }
+    _write_text(out / METRICS_FILE, whole_log(history))
     _write_split(out / "split.npz", split)
     _write_text(out / "run.json", json.dumps(facts, indent=1) + "\n")
     _write_text(out / "config.toml", to_toml(settings))

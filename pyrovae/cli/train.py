@@ -1,18 +1,22 @@
 """`pyrovae train`: a VAE on a data set, by options or a TOML file."""
 
 import inspect
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pyrovae.cli.checkpoints import check_epochs, keep_epochs, put_checkpoints
-from pyrovae.cli.runs import build, load_data, resolve, write_run
+from pyrovae.cli.logs import event_writer, log_epochs
+from pyrovae.cli.runs import RESUME_FOLDER, build, check_resume, load_data, resolve, write_run
 from pyrovae.cli.settings import Settings, SettingsError, kind_of, read_settings
 from pyrovae.cli.show import BAD_INPUT, FAILED, METRICS, choose_device, print_error, progress, training_bar
+from pyrovae.cli.signals import listening
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,55 +54,120 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for the run.")],
     config: Annotated[Path | None, typer.Option(help="TOML file with these options as keys.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    resume: Annotated[str, typer.Option(help="auto: go on with the run in --out; none: begin.")] = "none",
+    checkpoint_every: Annotated[int, typer.Option(help="Epochs between checkpoints.", min=1)] = 1,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.")] = False,
     **given: Any,
 ) -> None:
-    """Train a VAE. Options win over the TOML file, which wins over the defaults."""
+    """Train a VAE. Options win over the TOML file, which wins over the defaults.
+
+    A run that was killed goes on with the same command and --resume auto. SIGINT and SIGTERM end the step, save, and
+    exit with 130 and 143; a second one ends at once.
+    """
     from rich.console import Console
 
-    import pyrovae as pv
-
     console, place = Console(), choose_device(device)
-    try:
-        settings = resolve(read_settings(config, given))
-        options = {f.name: getattr(settings, f.name) for f in fields(pv.FitConfig)}
-        pv.FitConfig(**options)
-        check_epochs(settings.keep_epochs, settings.max_epochs)
-        split = load_data(settings)
-        vae = build(settings, split.train).to(place)
-    except pv.data.DataError as error:
-        print_error(console, error)
-        raise typer.Exit(BAD_INPUT) from error
-    except (SettingsError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error
+    log = partial(log_epochs, out, event_writer() if tensorboard else None)
+    settings, split, vae = _prepare(console, out, config, given, resume)
     for note in split.notes:
         console.print(f"Note: {note}", markup=False, highlight=False)
-    with TemporaryDirectory() as kept:
-        try:
-            result = _fit(console, vae, split, Path(kept), settings.keep_epochs, **options)
-        except (FloatingPointError, NotImplementedError, RuntimeError, ValueError) as error:
-            print_error(console, error)
-            raise typer.Exit(FAILED) from error
-        put_checkpoints(Path(kept), out)
-    write_run(out, settings, split, vae.cpu(), result)
-    _draw(out)
+    folder = out / RESUME_FOLDER
+    _clear(folder)
+    more = {"checkpoint": folder, "checkpoint_every": checkpoint_every}
+    more["resume"] = None if resume == "none" else resume
+    result = _fit_or_exit(console, vae.to(place), split, settings, log, more)
+    _finish(out, settings, split, vae, result)
     best = [name for name in METRICS if name in result.history and name.startswith("val_")]
     value = f", {METRICS[best[0]]} {result.history[best[0]].max():.2f} nats" if best else ""
     console.print(f"Kept epoch {result.best_epoch + 1}{value}. Written to {out}.", highlight=False)
 
 
-def _fit(
-    console: "Console", vae: "VAE", split: "Split", kept: Path, epochs: Sequence[int], **options: Any
+def _prepare(
+    console: "Console", out: Path, config: Path | None, given: dict[str, Any], resume: str
+) -> "tuple[Settings, Split, VAE]":
+    """What to train and on what; or exit, where that is wrong or done already."""
+    import pyrovae as pv
+
+    try:
+        settings = resolve(read_settings(config, given))
+        pv.FitConfig(**_options(settings))
+        check_epochs(settings.keep_epochs, settings.max_epochs)
+        if check_resume(out, settings, resume):
+            console.print(f"{out} holds this run, finished.", markup=False, highlight=False)
+            raise typer.Exit
+        split = load_data(settings)
+        return settings, split, build(settings, split.train)
+    except pv.data.DataError as error:
+        print_error(console, error)
+        raise typer.Exit(BAD_INPUT) from error
+    except (SettingsError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    import pyrovae as pv
+
+    return {f.name: getattr(settings, f.name) for f in fields(pv.FitConfig)}
+
+
+def _clear(folder: Path) -> None:
+    """Drop what an unfinished training left, if nothing can go on from it."""
+    from pyrovae.training.checkpoints import training_checkpoints
+
+    if folder.is_dir() and not training_checkpoints(folder):
+        shutil.rmtree(folder)
+        with suppress(OSError):  # the run's folder holds something else
+            folder.parent.rmdir()
+
+
+def _fit_or_exit(
+    console: "Console", vae: "VAE", split: "Split", settings: Settings, log: Any, more: dict[str, Any]
 ) -> "FitResult":
-    """Train with a bar, keeping the models of some epochs in a folder."""
+    """Train, or say why not and exit; what was saved stays."""
+    from pyrovae.training.checkpoint import CheckpointError
+    from pyrovae.training.fit import TrainingStopped
+
+    with listening() as stop:
+        try:
+            return _fit(console, vae, split, settings, log, {**more, "stop": stop})
+        except TrainingStopped as error:
+            notice = f"Stopped after {error.num_steps} steps and saved: the same command goes on with --resume auto."
+            console.print(notice, highlight=False)
+            raise typer.Exit(128 + stop.number) from error
+        except CheckpointError as error:
+            print_error(console, error)
+            raise typer.Exit(FAILED if isinstance(error.__cause__, OSError) else BAD_INPUT) from error
+        except (FloatingPointError, NotImplementedError, OSError, RuntimeError, ValueError) as error:
+            _clear(more["checkpoint"])
+            print_error(console, error)
+            raise typer.Exit(FAILED) from error
+
+
+def _fit(
+    console: "Console", vae: "VAE", split: "Split", settings: Settings, log: Any, more: dict[str, Any]
+) -> "FitResult":
+    """Train with a bar and a log, keeping checkpoints and the models of some epochs in the run's folder."""
     import pyrovae as pv
 
     place = next(vae.parameters()).device
     val_data = split.val.to(place) if len(split.val) else None
+    kept = more["checkpoint"] / "kept"
+    if settings.keep_epochs:
+        kept.mkdir(parents=True, exist_ok=True)
     with progress(console) as bars:
-        tell = keep_epochs(vae, kept, epochs, training_bar(bars, options["max_epochs"]))
-        return pv.fit(
-            vae.model, vae.guide, split.train.to(place), val_data=val_data, progress=tell, **options
-        )
+        tell = keep_epochs(vae, kept, settings.keep_epochs, log(training_bar(bars, settings.max_epochs)))
+        more = {**more, "val_data": val_data, "progress": tell}
+        return pv.fit(vae.model, vae.guide, split.train.to(place), **more, **_options(settings))
+
+
+def _finish(out: Path, settings: Settings, split: "Split", vae: "VAE", result: "FitResult") -> None:
+    """Write the run; only then drop what it could go on from."""
+    kept = out / RESUME_FOLDER / "kept"
+    kept.mkdir(parents=True, exist_ok=True)
+    put_checkpoints(kept, out)
+    write_run(out, settings, split, vae.cpu(), result)
+    _draw(out)
+    shutil.rmtree(out / RESUME_FOLDER)
 
 
 def _draw(out: Path) -> None:

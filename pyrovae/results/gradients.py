@@ -50,7 +50,13 @@ _COLUMNS: Final = (
     *("variance", "variance_std_error", "own_bias", "own_bias_std_error", "is_biased"),
     *("evidence_bias", "evidence_bias_std_error", "cosine_own", "cosine_own_std_error"),
     *("cosine_evidence", "cosine_evidence_std_error", "seconds", "seconds_std_error"),
-    *("num_density_evaluations", "variance_seconds", "snr_squared_per_second", "particles_for_snr_1", "reason"),
+    *(
+        "num_density_evaluations",
+        "variance_seconds",
+        "snr_squared_per_second",
+        "particles_for_snr_1",
+        "reason",
+    ),
     *("snr_squared", "snr_squared_std_error", "own_bias_squared", "own_bias_squared_std_error"),
     *("evidence_bias_squared", "evidence_bias_squared_std_error"),
 )

@@ -1,9 +1,8 @@
 """One pass over the data: steps through Pyro or as programs, taken again through Pyro where a program met a NaN."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import torch
@@ -15,48 +14,82 @@ from pyrovae.training.programs import Programs
 from pyrovae.training.run import Run
 from pyrovae.training.steps import step
 
-__all__ = ["train_epoch"]
+__all__ = ["Stop", "train_epoch"]
 
 WINDOW = 1000
 """Steps after which losses are fetched, at the latest: so many are lost and taken again where one was NaN."""
 
 
-def train_epoch(run: Run, programs: Programs, data: tuple[Tensor, ...], epoch: int) -> float:
-    """Train on every batch of an epoch; returns the mean of their ELBOs, in nats per datum.
+class Stop:
+    """Whether a run shall stop: once asked for, for good."""
+
+    def __init__(self, ask: Callable[[], bool] | None) -> None:
+        self.ask, self.is_asked = ask, False
+
+    def __call__(self) -> bool:
+        """Ask, unless that was answered with yes before."""
+        self.is_asked = self.is_asked or (self.ask is not None and bool(self.ask()))
+        return self.is_asked
+
+
+def train_epoch(
+    run: Run,
+    programs: Programs,
+    data: tuple[Tensor, ...],
+    epoch: int,
+    totals: list[float],
+    stop: Stop,
+) -> None:
+    """Train on the batches of an epoch that are left, until `stop`, asked after each step, says so.
+
+    Args:
+        run, programs, data, epoch: what to train, how, on what, and the epoch's number from 0.
+        totals: of each batch that was taken, its ELBO in nats per datum times its rows; those to come are appended.
+        stop: asked after each step.
 
     Raises:
         RuntimeError: no parameter reached the objective, or one with a gradient is not trained.
         TrainingDiverged: a loss or its gradient is not finite; the parameters are as before that step.
     """
-    programs.start_epoch()
-    totals: list[float] = []
     config = programs.config
     batches = partial(minibatches, data, config.batch_size, config.seed, epoch)
-    for start in range(0, math.ceil(len(data[0]) / config.batch_size), WINDOW):
-        totals += _window(run, programs, batches, epoch, start)
-    return math.fsum(totals) / len(data[0])
+    num_batches = math.ceil(len(data[0]) / config.batch_size)
+    while len(totals) < num_batches:
+        start = len(totals)
+        end = start - start % WINDOW + WINDOW  # where it is too if nothing stopped the run in between
+        totals += _window(run, programs, batches, epoch, range(start, end), stop)
+        if stop.is_asked:
+            return
 
 
 def _window(
-    run: Run, programs: Programs, batches: Callable[[int], Any], epoch: int, start: int
+    run: Run,
+    programs: Programs,
+    batches: Callable[[int], Iterator[Any]],
+    epoch: int,
+    window: range,
+    stop: Stop,
 ) -> list[float]:
-    """The ELBO of each of some batches, from number `start` on, times its rows."""
+    """The ELBO of each of some batches, of the numbers in `window`, times its rows."""
     steps = _Steps(run, programs)
     try:
-        for index, batch in enumerate(islice(batches(start), WINDOW), start):
+        for index, batch in zip(window, batches(window.start), strict=False):
             steps.take(batch, epoch, index)
+            if stop():
+                break
         if (totals := steps.totals()) is not None:
             return totals
     except Exception:
         if steps.kept is None:
             raise
     first = steps.rewind()
-    again = [
-        len(batch[0]) * step(run, batch, epoch, index)
-        for index, batch in enumerate(islice(batches(first), start + WINDOW - first), first)
-    ]
+    again = []
+    for index, batch in zip(window[first - window.start :], batches(first), strict=False):
+        again.append(len(batch[0]) * step(run, batch, epoch, index))
+        if stop():
+            break
     programs.give_up("a program gave NaN or failed where Pyro does not")
-    return [*steps.through_pyro[: first - start], *again]
+    return [*steps.through_pyro[: first - window.start], *again]
 
 
 class _Steps:

@@ -1,31 +1,30 @@
 """Training of any Pyro model and guide by Adam on mini-batches."""
 
 import math
-import time
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyro
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrovae.seeding import seeded
-from pyrovae.training.batches import blocks, check_data, check_val_data, derive_seed
+from pyrovae.training.batches import check_data, check_val_data
+from pyrovae.training.checkpoints import Checkpoints, training_checkpoints
 from pyrovae.training.config import FitConfig
 from pyrovae.training.divergence import TrainingDiverged
-from pyrovae.training.epochs import train_epoch
-from pyrovae.training.kl_weight import check_warmup, weight_at
+from pyrovae.training.epochs import Stop
+from pyrovae.training.kl_weight import check_warmup
+from pyrovae.training.loop import Training, TrainingStopped
 from pyrovae.training.programs import Programs
 from pyrovae.training.run import Run
-from pyrovae.training.steps import evaluate
 
-__all__ = ["FitConfig", "FitResult", "TrainingDiverged", "fit"]
-
-VALIDATION_ROWS = 1000  # rows of a block of validation data, unless a training batch is larger
+__all__ = ["FitConfig", "FitResult", "TrainingDiverged", "TrainingStopped", "fit"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class FitResult:
         best_epoch: the epoch, from 0, whose parameters the model now has: the best by `val_elbo` or `val_bound`, or
             the last one where there are no validation data.
         num_steps: gradient steps taken.
-        seconds: wall time.
+        seconds: wall time, that of earlier processes of a resumed run included.
         stopped_early: whether patience ran out before `max_epochs`.
     """
 
@@ -64,6 +63,10 @@ def fit(
     val_data: Tensor | tuple[Tensor, ...] | None = None,
     plate: str = "data",
     progress: Progress | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 1,
+    resume: str | None = None,
+    stop: Callable[[], bool] | None = None,
     **options: Any,
 ) -> FitResult:
     """Train a Pyro model and guide: minimize the objective by Adam over shuffled mini-batches.
@@ -87,6 +90,12 @@ def fit(
     scales its density to the plate's full size, by which the ELBO is divided; without such a plate it is divided
     by the number of rows.
 
+    With `checkpoint`, a run that was killed at any instant, a save included, goes on with `resume="auto"` to the same
+    bits, on the same machine with the same versions: parameters, history but its seconds, best epoch. Call `fit` as
+    before, with a model built as before; its numbers in Python that training changed come back too. What neither
+    model nor guide nor torch's random state holds does not: global variables, other libraries' random numbers,
+    buffers of a module that is known through `pyro.module` alone, parameters that only appear after the first step.
+
     Args:
         model: the Pyro model, called with a batch of `data`.
         guide: the Pyro guide, called likewise. For a `PyroModule`, either the module or a `@pyro_method` of it.
@@ -94,7 +103,14 @@ def fit(
         val_data: tensor or tuple of tensors, rows as in `data`; then the parameters of the epoch with the
             largest `val_elbo` (`val_bound`) are restored at the end.
         plate: name of the plate over the data.
-        progress: called after each epoch with (epoch, max_epochs, metrics).
+        progress: called after each epoch with (epoch, max_epochs, metrics), before its checkpoint is written: for an
+            epoch that has to be repeated, it is called again.
+        checkpoint: a folder for the checkpoints of this run, made if it is not there; the last two are kept. A
+            checkpoint is as large as two models with Adam's state, and is whole or absent. None: nothing is written.
+        checkpoint_every: epochs from one checkpoint to the next, at least 1; there is one at the end in any case.
+        resume: "auto" goes on from the newest good checkpoint, or begins where there is none; None begins, in a folder
+            without checkpoints.
+        stop: asked after each step; when it says True, a checkpoint is written and TrainingStopped raised.
         **options: the fields of `FitConfig`: objective="elbo", num_particles=1, num_outer=None, beta=None,
             alpha=None, chunk_size=None, lr=1e-3, lr_schedule="constant", clip_norm=None, precision="full",
             compile="auto", batch_size=64, max_epochs=100, kl_weight=1.0, n_epochs_kl_warmup=0,
@@ -102,12 +118,16 @@ def fit(
 
     Raises:
         TypeError: an unknown option, or data that are not tensors.
-        ValueError: an option out of range; empty, unequal or non-finite data; patience without `val_data`.
+        ValueError: an option out of range; empty, unequal or non-finite data; patience without `val_data`; checkpoints
+            in the folder of a run that is to begin.
         RuntimeError: no parameter reached the objective, or one with a gradient did not move.
         TrainingDiverged: a loss or gradient became NaN or infinite; it names epoch, batch and site, and the
             parameters are as before that step.
+        CheckpointError: no checkpoint could be read, the newest good one is of another model, configuration or data
+            set, or of a newer version; or one could not be written, as on a full disk: the one before is intact.
+        TrainingStopped: `stop` said so.
 
-    >>> import pyro.distributions as dist
+    >>> import torch, pyro.distributions as dist
     >>> def model(x):
     ...     with pyro.plate("data", len(x)):
     ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -128,9 +148,15 @@ def fit(
             "early_stopping_patience needs validation data, got val_data=None; pass val_data or drop the patience"
         )
     check_warmup(config.n_epochs_kl_warmup, config.max_epochs)
+    folder = _folder(checkpoint, checkpoint_every, resume)
     run = _run(model, guide, plate, config, len(checked[0]))
     with pyro.get_param_store().scope(), seeded(config.seed):
-        return _train(run, config, checked, val, progress)
+        training = Training(run, Programs(run, config, checked), checked, val)
+        checkpoints = None if folder is None else Checkpoints(folder, training)
+        if checkpoints is not None and resume is not None:
+            checkpoints.resume()
+        _train(training, checkpoints, checkpoint_every, progress, Stop(stop))
+        return _result(training)
 
 
 def _config(options: dict[str, Any]) -> FitConfig:
@@ -160,86 +186,54 @@ def _run(
     )
 
 
+def _folder(checkpoint: str | os.PathLike[str] | None, every: int, resume: str | None) -> Path | None:
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise ValueError(
+            f"checkpoint_every must be an integer of at least 1, got {every!r}; pass such a number"
+        )
+    if resume not in (None, "auto"):
+        raise ValueError(f'resume must be "auto" or None, got {resume!r}; choose one')
+    if checkpoint is None:
+        if resume is not None:
+            raise ValueError(
+                'resume="auto" wants the folder of the checkpoints, got checkpoint=None; pass it'
+            )
+        return None
+    if resume is None and training_checkpoints(checkpoint):
+        raise ValueError(
+            f'a run that begins wants a folder without checkpoints, but {checkpoint} has some; pass resume="auto" to '
+            "go on from them, or another folder"
+        )
+    return Path(checkpoint)
+
+
 def _train(
-    run: Run,
-    config: FitConfig,
-    data: tuple[Tensor, ...],
-    val: tuple[Tensor, ...] | None,
-    progress: Progress | None,
-) -> FitResult:
-    start = time.perf_counter()
-    history: list[dict[str, float]] = []
-    best, programs = _Best(), Programs(run, config, data)
-    for epoch in range(config.max_epochs):
-        history.append(_epoch(run, programs, data, val, epoch))
-        best.update(run, epoch, history[-1].get(f"val_{config.metric}"))
-        if progress is not None:
-            progress(epoch, config.max_epochs, dict(history[-1]))
-        if (
-            config.early_stopping_patience is not None
-            and epoch - best.epoch >= config.early_stopping_patience
-        ):
-            break
-    best.restore(run)
+    training: Training, checkpoints: Checkpoints | None, every: int, progress: Progress | None, stop: Stop
+) -> None:
+    config = training.config
+    while not training.is_done:
+        is_whole = training.train_epoch(stop)
+        epoch = len(training.history) - 1
+        if is_whole and progress is not None:
+            progress(epoch, config.max_epochs, dict(training.history[-1]))
+        if is_whole and not training.is_done:
+            training.programs.end_epoch()
+        is_due = training.is_done or (is_whole and (epoch + 1) % every == 0)
+        if checkpoints is not None and (is_due or stop.is_asked):
+            checkpoints.save()
+        if stop.is_asked and not training.is_done:
+            raise TrainingStopped(training.run.num_steps, checkpoints is not None)
+
+
+def _result(training: Training) -> FitResult:
+    history, best = training.history, training.best
+    best.restore(training.run)
     return FitResult(
         history={name: np.array([metrics[name] for metrics in history]) for name in history[0]},
-        params=run.function_params(),
-        config=config,
+        params=training.run.function_params(),
+        config=training.config,
         best_epoch=best.epoch,
-        num_steps=run.num_steps,
-        seconds=time.perf_counter() - start,
-        stopped_early=len(history) < config.max_epochs,
+        num_steps=training.run.num_steps,
+        seconds=training.seconds,
+        stopped_early=len(history) < training.config.max_epochs,
     )
-
-
-def _epoch(
-    run: Run, programs: Programs, data: tuple[Tensor, ...], val: tuple[Tensor, ...] | None, epoch: int
-) -> dict[str, float]:
-    start, config = time.perf_counter(), programs.config
-    run.kl_weight = weight_at(epoch, config.kl_weight, config.n_epochs_kl_warmup)
-    metrics = _training_metrics(config, train_epoch(run, programs, data, epoch), run.kl_weight)
-    run.kl_weight = 1.0
-    for module in run.modules:
-        hook = getattr(module, "end_epoch", None)
-        if callable(hook):
-            hook(*data)
-    if val is not None:
-        metrics[f"val_{config.metric}"] = _validate(run, config, val, epoch)
-    metrics["seconds"] = time.perf_counter() - start
-    return metrics
-
-
-def _training_metrics(config: FitConfig, elbo: float, kl_weight: float) -> dict[str, float]:
-    if not config.is_weighted:
-        return {config.metric: elbo}
-    return {"weighted_elbo": elbo, "kl_weight": kl_weight}
-
-
-def _validate(run: Run, config: FitConfig, val: tuple[Tensor, ...], epoch: int) -> float:
-    size = max(config.batch_size, VALIDATION_ROWS)
-    with seeded(derive_seed(config.seed, 1)):
-        parts = enumerate(blocks(val, size))
-        totals = [len(block[0]) * evaluate(run, block, epoch, index) for index, block in parts]
-    return math.fsum(totals) / len(val[0])
-
-
-@dataclass
-class _Best:
-    """The best epoch so far and its parameters; without validation every epoch counts as better."""
-
-    epoch: int = -1
-    value: float = -math.inf
-    state: dict[tuple[int, str], Tensor] | None = None
-
-    def update(self, run: Run, epoch: int, value: float | None) -> None:
-        if value is None:
-            self.epoch = epoch
-        elif value > self.value:
-            self.epoch, self.value = epoch, value
-            self.state = {key: tensor.detach().clone() for key, tensor in run.state().items()}
-
-    def restore(self, run: Run) -> None:
-        now = run.state()
-        with torch.no_grad():
-            for key, tensor in (self.state or {}).items():
-                now[key].copy_(tensor)

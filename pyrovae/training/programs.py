@@ -39,6 +39,11 @@ class StepProgram:
         self.run, self.gradients, self.program, self.adam = run, gradients, program, adam
         self.parts = self._parts()
 
+    @property
+    def route(self) -> str:
+        """How it runs."""
+        return self.program.route
+
     def __call__(self, batch: tuple[Tensor, ...]) -> Tensor:
         """Take a step on a batch; returns its loss before the step, which may be NaN."""
         with torch.no_grad():
@@ -81,44 +86,70 @@ class Programs:
         self.wish = {"true": True, "false": False}.get(str(config.compile), config.compile)
         self.limit = "untraced" if self.wish is False else "compiled"
         self.made: dict[int, StepProgram | None] = {}
-        self.doubtful: set[int] = set()
+        self.through_pyro = False
         self.num_changes = 0
         self.seen: Any = None
 
-    def start_epoch(self) -> None:
-        """Doubt every program if the modules changed in Python since the last epoch."""
-        if not self.made:
+    def end_epoch(self) -> None:
+        """Drop every program if the modules changed in Python since the last epoch, so that one no longer holds."""
+        if self.limit == "untraced" or not self.made or (now := _signature(self.run)) == self.seen:
             return
-        now = _signature(self.run)
-        if now != self.seen:
-            self.seen, self.doubtful = now, set(self.made)
+        self.seen = now
+        if all(program.holds(self._rows(rows)) for rows, program in self.made.items() if program is not None):
+            return
+        self.made.clear()
+        self.through_pyro = True
+        self.num_changes += 1
+        if self.num_changes > MAX_CHANGES:
+            self.give_up("its modules change again and again in Python, which no program sees")
 
     def at(self, batch: tuple[Tensor, ...]) -> StepProgram | None:
         """The program for a batch, None where the step runs through Pyro."""
-        rows = len(batch[0])
         if self.limit == "untraced" or self.run.num_steps == 0:
             return None
-        if rows in self.doubtful:
-            self.doubtful.remove(rows)
-            old = self.made[rows]
-            if old is not None and not old.holds(batch):
-                self._count_change()
-                return None  # one step through Pyro sees parameters that are new
+        if self.through_pyro:  # one step, which sees parameters that are new
+            self.through_pyro = False
+            return None
+        rows = len(batch[0])
         if rows not in self.made:
             self.made[rows] = self._make(batch)
         return self.made[rows]
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What decides about the programs of the steps to come, for `restore` of a run that goes on elsewhere."""
+        routes = [[rows, "untraced" if made is None else made.route] for rows, made in self.made.items()]
+        return {
+            "limit": self.limit,
+            "routes": routes,
+            "num_changes": self.num_changes,
+            "through_pyro": self.through_pyro,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Make the programs that there were when `state` was read; one notice where one comes out otherwise."""
+        self.num_changes, self.through_pyro = state["num_changes"], state["through_pyro"]
+        if state["limit"] != "untraced":
+            for rows, _ in state["routes"]:
+                self.made[rows] = self._make(self._rows(rows))
+        if state["limit"] == "untraced":
+            self.limit = "untraced"
+        elif self.state != state:
+            found, wanted = (dict(map(tuple, routes)) for routes in (self.state["routes"], state["routes"]))
+            warnings.warn(
+                f"the steps run by other programs than before ({found} and not {wanted}), so that the result is not "
+                "bit for bit that of a run without interruption",
+                FallbackWarning,
+                stacklevel=2,
+            )
 
     def give_up(self, reason: str) -> None:
         """Run all further steps through Pyro, and say why."""
         self.limit = "untraced"
         warnings.warn(f"training runs untraced: {reason}", FallbackWarning, stacklevel=2)
 
-    def _count_change(self) -> None:
-        self.made.clear()
-        self.doubtful.clear()
-        self.num_changes += 1
-        if self.num_changes > MAX_CHANGES:
-            self.give_up("its modules change again and again in Python, which no program sees")
+    def _rows(self, rows: int) -> tuple[Tensor, ...]:
+        return tuple(x[:rows] for x in self.data)
 
     def _make(self, batch: tuple[Tensor, ...]) -> StepProgram | None:
         rows, size = len(batch[0]), min(self.config.batch_size, len(self.data[0]))
@@ -127,8 +158,9 @@ class Programs:
         if not is_wanted and num_steps < TRACE_FROM:
             return None
         try:
-            gradients = self._gradients(batch)
-            program = self._program(gradients, batch, num_steps, is_wanted)
+            with seeded(0):  # whatever a compiler draws, the run's own random numbers go on as they were
+                gradients = self._gradients(batch)
+                program = self._program(gradients, batch, num_steps, is_wanted)
             if program.route == "untraced":
                 self.limit = "untraced"
                 return None

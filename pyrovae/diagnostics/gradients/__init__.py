@@ -63,15 +63,16 @@ def gradient_statistics(
     | `particles_for_snr_1` | K / `snr_squared`: particles, if independent estimates were averaged; else infinite |
     | `spectrum` | eigenvalues, descending, of the covariance of a fixed random sketch of g, at most 256 |
 
-    `directional_snr` is signed, and zero on average where there is no signal; the halves are not exchanged as well, since
-    the sums that are kept would have to be drawn again along the other direction. All are free of the bias of a finite R:
-    the plain \|gbar\|/sd never falls below sqrt(2 / (pi R)), not even for pure noise, and the noise of gbar and of r is
-    taken off the squared biases, which may come out negative for it. Each has `..._std_error`, by the jackknife over
-    20 groups of replicates, and over those of r; it has about 19 degrees of freedom, and knows nothing of what no group
-    has seen (weights with heavy tails). Ratios to an r that is lost in its own noise are NaN. `seconds (method, count)`
-    is the median over rounds, in which all take turns, of the time of one loss and `backward()` as a trainer runs it:
-    of the process (all its threads), which other work on the machine touches less, on a GPU of the wall; with
-    `seconds_std_error`. `num_density_evaluations` is K, and `reason` says why a row is NaN.
+    `directional_snr` is signed, and zero on average where there is no signal; the halves are not exchanged as well,
+    since the sums that are kept would have to be drawn again along the other direction. All are free of the bias of a
+    finite R: the plain \|gbar\|/sd never falls below sqrt(2 / (pi R)), not even for pure noise, and the noise of gbar
+    and of r is taken off the squared biases, which may come out negative for it. Each has `..._std_error`, by the
+    jackknife over 20 groups of replicates, and over those of r; it has about 19 degrees of freedom, and knows nothing
+    of what no group has seen (weights with heavy tails). Ratios to an r that is lost in its own noise are NaN.
+    `seconds`, one for each method and count, is the median over rounds, in which all take turns, of the time of one
+    loss and `backward()` as a trainer runs it: of the process (all its threads), which other work on the machine
+    touches less, on a GPU of the wall; with `seconds_std_error`. `num_density_evaluations` is K, and `reason` says why
+    a row is NaN.
 
     r of the own objective comes from independent noise: of "elbo" for all with that bound; of "dreg" where it applies,
     else "iwae", for those with IWAE's bound; of "miwae", "ciwae", "renyi" themselves; for "piwae" of "miwae" in the

@@ -18,7 +18,7 @@ from pyrovae.training.objectives.handlers import DataPlate
 
 __all__ = ["Replicates", "flat_gradient", "make_replicates"]
 
-MAX_ROWS = 1 << 14  # rows that model and guide see at once, particles and replicates together
+MAX_ROWS = 1 << 13  # rows that model and guide see at once, particles and replicates together
 MOST_ROWS = 1 << 16  # rows of one replicate that may be in one graph
 MAX_NUMBERS = 1 << 21  # numbers of the gradients of a block
 MAX_NOISE = 1 << 22  # numbers of noise that are drawn at once

@@ -45,9 +45,7 @@ class Table:
         """Leave a row empty, and say why."""
         self.reason[at] = reason
 
-    def fill(
-        self, at: tuple[int, int], moments: Moments, own: Own, reference: Reference, cost: Cost
-    ) -> None:
+    def fill(self, at: tuple[int, int], moments: Moments, own: Own, reference: Reference, cost: Cost) -> None:
         """One estimator with one number of particles."""
         self.costs["seconds"][at], self.costs["seconds_std_error"][at] = cost
         self.costs["num_density_evaluations"][at] = self.counts[at[1]]

@@ -1,0 +1,134 @@
+"""What a checkpoint must agree with, to go on from it: options, data, the model's build, versions."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyrovae.models.vae import VAE
+from pyrovae.training.archive import CheckpointError, octets
+from pyrovae.training.config import FitConfig
+from pyrovae.training.run import Run
+
+__all__ = [
+    "attributes",
+    "check_run",
+    "fingerprint",
+    "model_facts",
+    "put_attributes",
+    "run_facts",
+    "version_facts",
+]
+
+Key = tuple[int, str, str]
+WORDS = {"config": "configuration", "data": "data set", "val_data": "validation data set", "model": "model"}
+
+
+def run_facts(config: FitConfig, data: Sequence[Tensor], val: Sequence[Tensor] | None) -> dict[str, Any]:
+    """Options and fingerprints of the data, as JSON gives them back."""
+    facts = {
+        "config": asdict(config),
+        "data": fingerprint(data),
+        "val_data": None if val is None else fingerprint(val),
+    }
+    return json.loads(json.dumps(facts))
+
+
+def fingerprint(data: Sequence[Tensor]) -> dict[str, str]:
+    """The kind, shape and SHA-256 of each tensor: a tenth of a second for 60,000 images of 784 pixels.
+
+    >>> fingerprint([torch.zeros(2, 3)])["data[0]"][:21]
+    'float32 [2, 3], 9d908'
+    """
+    return {
+        f"data[{index}]": f"{form(x)}, {hashlib.sha256(octets(x).numpy().data).hexdigest()}"
+        for index, x in enumerate(data)
+    }
+
+
+def form(tensor: Tensor) -> str:
+    """The dtype and shape of a tensor, in words."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def model_facts(run: Run) -> dict[str, Any]:
+    """What tells models apart whose tensors have the same names and shapes: classes of layers, recipes of VAEs."""
+    facts = {f"layer {index} {path}": type(part).__qualname__ for (index, path), part in parts(run).items()}
+    for index, module in enumerate(run.modules):
+        if isinstance(module, VAE) and module.config is not None:
+            facts |= {f"{name} of {index}": value for name, value in module.config.items()}
+    return json.loads(json.dumps(facts))
+
+
+def parts(run: Run) -> dict[tuple[int, str], nn.Module]:
+    """All modules, also those inside others."""
+    return {
+        (index, path): part
+        for index, module in enumerate(run.modules)
+        for path, part in module.named_modules()
+    }
+
+
+def version_facts(device: torch.device) -> dict[str, str]:
+    """What the last bit may hang on, besides the code of the model."""
+    return {
+        **{name: version(name) for name in ("pyrovae", "torch", "pyro-ppl")},
+        "machine": platform.machine(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def check_run(path: Any, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Compare what was saved with what is.
+
+    Raises:
+        CheckpointError: they differ; it says where first.
+    """
+    for fact, value in now.items():
+        if saved[fact] != value:
+            raise CheckpointError(
+                f"{path} is of another {WORDS[fact]}: {_difference(saved[fact] or {}, value or {})}; pass what "
+                "that run was given, or another folder"
+            )
+
+
+def _difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    for key in {**now, **saved}:
+        there, here = saved.get(key, "absent"), now.get(key, "absent")
+        if there != here:
+            return f"{key} is {there!r} there and {here!r} here"
+    return "their order differs"
+
+
+def attributes(run: Run) -> dict[Key, Any]:
+    """Numbers, modes and words that modules hold in Python, and which parameters are to be trained."""
+    found: dict[Key, Any] = {
+        (index, path, name): value
+        for (index, path), part in parts(run).items()
+        for name, value in vars(part).items()
+        if isinstance(value, bool | int | float | str)
+    }
+    return found | {(*key, "requires_grad"): p.requires_grad for key, p in _parameters(run)}
+
+
+def _parameters(run: Run) -> Iterator[tuple[tuple[int, str], nn.Parameter]]:
+    for index, module in enumerate(run.modules):
+        for path, parameter in module.named_parameters():
+            yield (index, path), parameter
+
+
+def put_attributes(run: Run, values: Mapping[Key, Any]) -> None:
+    """Put back some of what `attributes` found. Anything that is no such number stays as it is."""
+    owners, parameters = parts(run), dict(_parameters(run))
+    for (index, path, name), value in values.items():
+        if name == "requires_grad" and (index, path) in parameters:
+            parameters[index, path].requires_grad_(bool(value))
+        elif isinstance(getattr(owners.get((index, path)), name, 0), bool | int | float | str):
+            vars(owners[index, path])[name] = value
