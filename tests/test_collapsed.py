@@ -191,6 +191,17 @@ def test_some_rows_are_expanded_about_their_own_draws():
     torch.testing.assert_close(few.split(1)[1].log_joint(draws[:, [1]]), whole.log_joint(draws)[:, [1]])
 
 
+def test_samplers_expand_about_where_chains_stand(monkeypatch):
+    centres, expand = [], collapsed.expand
+    monkeypatch.setattr(collapsed, "expand", lambda *args: centres.append(args[2]) or expand(*args))
+    _, target = trained()
+    tree = sample_posterior(target, num_chains=8, num_samples=20, warmup_steps=60)
+    decoder = target.model.__self__.decoder
+    mean = torch.from_numpy(tree["posterior"]["z"].values).mean((0, 1))
+    assert centres
+    torch.testing.assert_close(centres[-1], nn.Sequential(*decoder.net[:-1])(mean), rtol=0.0, atol=0.5)
+
+
 def test_second_derivatives_pass_through_an_expansion():
     draws, target = trained()
     z = draws[0, :1]

@@ -7,7 +7,7 @@ import pytest
 from gradient_trees import COUNTS, TIGHT, gradient_tree, gradients, without
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from test_gradient_summary import estimates
+from test_gradient_choice import estimates
 
 from pyrovae.reporting.plots import plot_gradient_cost, plot_gradient_snr, plot_training_path, save_figure
 from pyrovae.results import build_tree

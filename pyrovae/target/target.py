@@ -217,8 +217,7 @@ class Target:
         return matrix.reshape(num_samples, num_data, dim, dim)
 
     def simulate(self, num_samples: int) -> Simulation:
-        """Draw (z, data) from the model, in place of the observed arguments: the i-th draw uses the other arguments
-        of datum i modulo N.
+        """Draw (z, data) from the model; draw i takes the arguments that are not observed from datum i modulo N.
 
         Raises:
             ValueError: if an observed site cannot be told to belong to one argument; pass `simulate=` then.

@@ -29,7 +29,6 @@ __all__ = ["from_hmc"]
 
 MAX_ROWS = 1 << 14  # chains times data that move at once
 PATIENCE = 8  # times the draws asked for, if no budget is given
-NUM_PROBES = 4  # draws at which a faster density must be as right
 FEW = 200  # draws that R-hat wants of a chain, or of chains that share a start
 CLASSES = (
     1,
@@ -80,7 +79,9 @@ def from_hmc(
     for block, some in enumerate(blocks):
         tell = _ticker(progress, block, len(blocks), total)
         with seeded(block_seed(seed, block)):
-            near, tuned, before = warm_up(some, num_chains=num_chains, copies=copies, progress=tell)
+            tuned, before = warm_up(some, num_chains=num_chains, copies=copies, progress=tell)
+            # Where chains stand now, in whatever modes, the faster density must be as right.
+            near = some.near(unwhiten(tuned.whitening, tuned.position))
             found = _block(near, tuned, wanted, compile, tell)
         yield _sampled(found, wanted, before, tuned.num_changes)
     if progress is not None:
@@ -97,12 +98,9 @@ def _warm_up(
     target_accept_prob: float,
     compile: bool | str,
     progress: Callable[[], None],
-) -> tuple[Target, Tuned, int]:
-    """The target for z near the first Gaussian, what the warm-up leaves behind, and the gradients a chain of both."""
+) -> tuple[Tuned, int]:
+    """What the warm-up of some data leaves behind, and the gradients per chain that it cost with the first Gaussian."""
     first = fit_gaussian(target, whiten)
-    target = target.near(
-        unwhiten(first.gaussian, torch.randn(NUM_PROBES, *first.gaussian.loc.shape).to(first.gaussian.loc))
-    )
     tuned = tuning.tune(
         density(target, num_chains, compile, steps),
         chain_starts(target, first, num_chains, copies),
@@ -111,8 +109,7 @@ def _warm_up(
         target_accept_prob=target_accept_prob,
         progress=progress,
     )
-    cost = math.ceil(first.num_gradient_evaluations / num_chains) + 1 + tuned.num_gradient_evaluations
-    return target, tuned, cost
+    return tuned, math.ceil(first.num_gradient_evaluations / num_chains) + 1 + tuned.num_gradient_evaluations
 
 
 def _block(
