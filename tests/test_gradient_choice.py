@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import xarray as xr
-from gradient_trees import TIGHT, gradient_tree, gradients, without
+from gradient_trees import COUNTS, TIGHT, gradient_tree, gradients, without
 
 from pyrovae.results import Evidence, build_tree, group
 from pyrovae.results.gradient_choice import candidates, choose, objective_of
@@ -76,6 +76,19 @@ def test_no_clear_winner_where_intervals_overlap() -> None:
     assert "ELBO" not in sentence
     assert "Of these, nearest to the gradient of log p(x) is STL with 64 particles" in said(tree, "Decoder: ")
     assert "DReG and STL cannot be told apart with 1 particle" in " ".join(gradient_sentences(tree))
+
+
+def test_a_clock_that_wavers_makes_no_winner() -> None:
+    steady, shaky = (
+        choose(
+            candidates(gradient_records(gradient_tree(gradients(GOOD, seconds_std_error=changes))), "encoder")
+        )
+        for changes in ({}, {("dreg", k, "encoder"): 1.0 for k in COUNTS})
+    )
+    assert steady is not None
+    assert shaky is not None
+    assert steady.is_clear
+    assert not shaky.is_clear
 
 
 def test_one_estimator_with_any_number_of_particles_is_still_a_winner() -> None:
