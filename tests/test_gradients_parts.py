@@ -90,6 +90,7 @@ def test_the_tree():
     assert group.attrs["reference"] == "none"
 
 
+@pytest.mark.slow
 def test_the_trace_of_a_sketch_is_the_variance_on_average():
     made = expectation(lambda z: z**2, 0.3, 0.5, size=3000)
     tree = gradient_statistics(*made, **(FEW | {"estimators": ("stl",), "num_replicates": 400}))
