@@ -254,6 +254,15 @@ def test_the_hash_is_blind_to_times_versions_and_machines() -> None:
     assert content_hash(changed("evidence", "seconds", (0,), 99.0)) == content_hash(tree)
 
 
+@pytest.mark.parametrize(("variable", "counts"), [("variance_seconds", False), ("dwell_seconds", True)])
+def test_the_hash_is_blind_to_what_is_made_of_times_and_sees_a_users_own(variable: str, counts: bool) -> None:
+    once, again = (
+        build_tree({"gradients": group("gradients", {"variance": np.ones(1), variable: np.full(1, value)})})
+        for value in (1.0, 2.0)
+    )
+    assert (content_hash(once) != content_hash(again)) == counts
+
+
 def test_the_hash_does_not_depend_on_order_or_memory_layout() -> None:
     groups = all_groups()
     backwards = xr.DataTree.from_dict(

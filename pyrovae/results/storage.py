@@ -22,6 +22,9 @@ __all__ = ["content_hash", "read", "read_lazily", "write", "written_in_parts"]
 CHUNK_BYTES: Final = 1 << 24
 """Of a chunk of draws: what is read for a single datum, and far below the 2 GiB that a compressor takes."""
 
+_TIMES: Final = ("seconds", "seconds_std_error", "variance_seconds")
+"""Variables that are times, or made of one; no pattern, since a user's own data may be named by one."""
+
 _VOLATILE: Final = re.compile(
     r"(^|_)(seconds|time|date|created|versions?|python|host|hostname|device|machine|platform)(_|$)"
 )
@@ -150,8 +153,9 @@ def written_in_parts(
 def content_hash(tree: xr.DataTree) -> str:
     """SHA-256 of what was measured and how: arrays, dims, coordinates, and attributes that are settings.
 
-    Variables named `seconds` do not count, nor attributes (nested ones too) that have one of the words
-    seconds, time, date, created, version, host, device, machine, platform or python in their name.
+    Variables named `seconds`, and what `gradients` makes of them, do not count, nor attributes (nested ones too)
+    that have one of the words seconds, time, date, created, version, host, device, machine, platform or python in
+    their name.
 
     Examples:
         >>> tree = xr.DataTree.from_dict({"history": xr.Dataset({"elbo": ("epoch", [-9.0, -8.0])})})
@@ -166,7 +170,9 @@ def content_hash(tree: xr.DataTree) -> str:
     digest = hashlib.sha256()
     for node in sorted(tree.subtree, key=lambda node: node.path):
         dataset = node.to_dataset(inherit=False)
-        variables = {str(name): variable for name, variable in dataset.variables.items() if name != "seconds"}
+        variables = {
+            str(name): variable for name, variable in dataset.variables.items() if name not in _TIMES
+        }
         digest.update(_line([node.path, _settings(dict(dataset.attrs)), sorted(variables)]))
         for name in sorted(variables):
             variable = variables[name]

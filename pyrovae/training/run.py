@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import pyro
@@ -12,6 +11,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from pyrovae.training.learning_rate import rate_at
+from pyrovae.training.objectives.owner import owner
 
 __all__ = ["Run", "Watch", "autocast"]
 
@@ -43,7 +43,7 @@ class Run:
     @property
     def modules(self) -> list[nn.Module]:
         """The modules that own model and guide, each once."""
-        owners = [_owner(self.model), _owner(self.guide)]
+        owners = [owner(self.model), owner(self.guide)]
         return list({id(m): m for m in owners if m is not None}.values())
 
     def state(self) -> dict[tuple[int, str], Tensor]:
@@ -64,19 +64,6 @@ class Run:
             for name, unconstrained in store.named_parameters()
             if "$$$" not in name and id(unconstrained) not in owned  # $$$: pyro.module's names
         }
-
-
-def _owner(fn: Any) -> nn.Module | None:
-    while not isinstance(fn, nn.Module):
-        if isinstance(fn, partial):
-            fn = fn.func
-        elif hasattr(fn, "__self__"):
-            fn = fn.__self__
-        elif hasattr(fn, "__wrapped__"):
-            fn = fn.__wrapped__
-        else:
-            return None
-    return fn
 
 
 class Watch(Messenger):

@@ -1,7 +1,6 @@
 """The parameters that a model and a guide use, whose they are, and a way to run both at other values of them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import pyro
@@ -12,6 +11,8 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from pyrovae.training.objectives.owner import owner
 
 __all__ = ["KINDS", "FixedPlate", "Parameter", "Part", "Problem", "Substitute", "cut_parts", "read_problem"]
 
@@ -206,21 +207,9 @@ def _leaves(roots: Sequence[Any]) -> dict[int, Tensor]:
 def _names(model: Program, guide: Program) -> dict[int, str]:
     """Names by identity: of the modules that own model and guide, else those of the parameter store."""
     store = {id(leaf): name.replace("$$$", ".") for name, leaf in pyro.get_param_store().named_parameters()}
-    owned = {id(leaf): name for each in (guide, model) for name, leaf in _owned(each)}
+    modules = filter(None, map(owner, (guide, model)))
+    owned = {id(leaf): name for module in modules for name, leaf in module.named_parameters()}
     return store | owned
-
-
-def _owned(program: Any) -> Iterator[tuple[str, Tensor]]:
-    while not isinstance(program, nn.Module):
-        if isinstance(program, partial):
-            program = program.func
-        elif hasattr(program, "__self__"):
-            program = program.__self__
-        elif hasattr(program, "__wrapped__"):
-            program = program.__wrapped__
-        else:
-            return
-    yield from program.named_parameters()
 
 
 def _sorted(

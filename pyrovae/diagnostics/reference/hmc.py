@@ -30,18 +30,8 @@ __all__ = ["from_hmc"]
 MAX_ROWS = 1 << 14  # chains times data that move at once
 PATIENCE = 8  # times the draws asked for, if no budget is given
 FEW = 200  # draws that R-hat wants of a chain, or of chains that share a start
-CLASSES = (
-    1,
-    2,
-    3,
-    4,
-    6,
-    8,
-    12,
-    16,
-    24,
-    32,
-)  # steps that data make at most; each further one has a batch of its own
+# Most steps of a datum, rounded up: the batch shrinks at these alone, and each of its sizes has a program of its own.
+CLASSES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 
 def from_hmc(
