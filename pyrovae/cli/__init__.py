@@ -3,6 +3,7 @@
 import typer
 
 from pyrovae.cli.demo import demo
+from pyrovae.cli.doctor import doctor
 from pyrovae.cli.gradients import gradients
 from pyrovae.cli.measure import decompose, evidence, reconstruct
 from pyrovae.cli.train import train
@@ -15,5 +16,5 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-for command in (demo, train, evidence, gradients, decompose, reconstruct):
+for command in (demo, train, evidence, gradients, decompose, reconstruct, doctor):
     app.command()(command)

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pyrovae.cli.checkpoints import kept_epochs
+from pyrovae.cli.common import Common, with_common
 from pyrovae.cli.gradient_table import print_gradients
-from pyrovae.cli.measure import Device, NumData, Part, Run, Seed, bad_inputs, bad_options, numbers, open_part
+from pyrovae.cli.measure import NumData, Part, Run, bad_inputs, bad_options, numbers, open_part
 from pyrovae.cli.show import FAILED, print_error, progress, stage_bar
 
 if TYPE_CHECKING:
@@ -41,7 +43,9 @@ TAKES = {"num_outer": ("miwae", "piwae"), "beta": ("ciwae",), "alpha": ("renyi",
 ELBO_DRAWS = 1000
 
 
+@with_common
 def gradients(
+    common: Common,
     run: Run,
     estimators: Estimators = "elbo,stl,iwae,dreg",
     particles: Particles = "1,8,64",
@@ -55,33 +59,38 @@ def gradients(
     num_outer: NumOuter = None,
     beta: Beta = None,
     alpha: Alpha = None,
-    seed: Seed = 0,
-    device: Device = "auto",
 ) -> None:
     """Measure gradient estimators of a run, encoder and decoder apart, and say which to use with how many draws."""
-    from rich.console import Console
-
     import pyrovae as pv
     from pyrovae.results.gradient_sentences import has_verdict
 
-    console = Console()
     names = [name.strip() for name in estimators.split(",")]
-    options: dict[str, Any] = {"estimators": names, "num_particles": numbers(particles), "seed": seed}
+    options: dict[str, Any] = {"estimators": names, "num_particles": numbers(particles), "seed": common.seed}
     options |= {"num_replicates": replicates, "reference": reference, "per_parameter": per_parameter}
     options["options"] = _own_options(names, {"num_outer": num_outer, "beta": beta, "alpha": alpha})
-    with bad_inputs(console):
-        vae, x, _ = open_part(run, part, num_data, device)
+    with bad_inputs(common.errors):
+        vae, x, _ = open_part(run, part, num_data, common.device, common.dtype)
         files = kept_epochs(run) if checkpoints else {}
-        models = {epoch: pv.load(file).to(x.device).eval() for epoch, file in files.items()}
-    with _failures(console), progress(console) as bars, bad_options():
-        if models:
-            tree = _along_training(models, x, bars, log_evidence, options)
-        else:
-            tree = _measured(vae, x, stage_bar(bars, "gradients"), options)
-    pv.write(tree, run / "gradients.nc")
-    title = f"Gradients of {len(x)} data ({part})"
-    print_gradients(console, tree, title)
-    console.print(f"Written to {run}: gradients.nc{_draw(tree, run)}.", highlight=False)
+        models = {epoch: pv.load(file).to(x.device, x.dtype).eval() for epoch, file in files.items()}
+
+    def measure() -> "xr.DataTree":
+        with _failures(common.errors), progress(common.console) as bars, bad_options():
+            if models:
+                return _along_training(models, x, bars, log_evidence, options)
+            return _measured(vae, x, stage_bar(bars, "gradients"), options)
+
+    settings = {
+        **options,
+        "part": part,
+        "num_data": num_data,
+        "epochs": list(models),
+        "log_evidence": log_evidence,
+    }
+    tree = common.measured(run, "gradients", settings, measure)
+    folder = common.folder(run)
+    drawn = _draw(tree, folder)
+    show = partial(print_gradients, tree=tree, title=f"Gradients of {len(x)} data ({part})")
+    common.tell(tree, ("gradients.nc", *drawn), folder, show)
     if not has_verdict(tree):
         raise typer.Exit(FAILED)
 
@@ -138,7 +147,7 @@ def _along_training(
     return build_tree({"gradients": stacked, "history": path}, attrs)
 
 
-def _draw(tree: "xr.DataTree", run: Path) -> str:
+def _draw(tree: "xr.DataTree", folder: Path) -> list[str]:
     """Write the figures that the tree allows, and name them."""
     from pyrovae.reporting import plots
 
@@ -151,8 +160,8 @@ def _draw(tree: "xr.DataTree", run: Path) -> str:
     drawn = []
     for name, draw in drawers.items():
         try:
-            plots.save_figure(draw(tree), run / name)
+            plots.save_figure(draw(tree), folder / name)
         except ValueError:
             continue  # all numbers are NaN: the table says why
-        drawn.append(f", {name}")
-    return "".join(drawn)
+        drawn.append(name)
+    return drawn

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pyrovae.cli.common import Common, with_common
 from pyrovae.cli.runs import PARTS, RunError, open_run
 from pyrovae.cli.show import (
     BAD_INPUT,
@@ -29,11 +31,9 @@ if TYPE_CHECKING:
     from pyrovae.target import Target
 
 __all__ = [
-    "Device",
     "NumData",
     "Part",
     "Run",
-    "Seed",
     "bad_inputs",
     "bad_options",
     "decompose",
@@ -47,9 +47,6 @@ Run = Annotated[Path, typer.Argument(help="Folder that `pyrovae train` wrote.")]
 Part = Annotated[str, typer.Option(help="Which part of the data: train, val or test.")]
 NumData = Annotated[int | None, typer.Option(min=2, help="Data to measure; all of the part by default.")]
 NumSamples = Annotated[int, typer.Option(min=2, help="Draws of the guide for each datum.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the draws.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
-
 
 Methods = Annotated[
     str, typer.Option(help="Estimators, with commas between; bidirectional is ais and ais-reverse.")
@@ -64,7 +61,9 @@ Tolerance = Annotated[
 METHODS = "elbo,iwae,psis,cumulant,cubo,single-shot,single-shot-laplace,laplace,bidirectional"
 
 
+@with_common
 def evidence(
+    common: Common,
     run: Run,
     methods: Methods = METHODS,
     num_data: NumData = 64,
@@ -73,38 +72,31 @@ def evidence(
     start: Start = "laplace",
     tolerance: Tolerance = 0.1,
     part: Part = "test",
-    seed: Seed = 0,
-    device: Device = "auto",
 ) -> None:
     """Estimate log p(x) of some data of a run by many methods: value, direction, bias and cost in one table."""
-    from rich.console import Console
-
     import pyrovae as pv
     from pyrovae.reporting.plots import plot_evidence, plot_evidence_cost, save_figure
 
-    console = Console()
     names = [name.strip() for name in methods.split(",")]
-    annealed = "bidirectional" in names
-    draws, temperatures = numbers(num_samples), numbers(num_temperatures)
-    with bad_inputs(console):
-        target, _ = _target(run, part, num_data, device)
-    with progress(console) as bars, bad_options():
-        tree = pv.evidence_table(
-            target,
-            names,
-            num_samples=draws,
-            num_temperatures=temperatures,
-            tolerance=tolerance,
-            options={"bidirectional": {"start": start}} if annealed else None,
-            seed=seed,
-            progress=stage_bar(bars, "evidence"),
-        )
-    pv.write(tree, run / "evidence.nc")
+    options: dict[str, Any] = {"num_samples": numbers(num_samples), "tolerance": tolerance}
+    options["num_temperatures"] = numbers(num_temperatures)
+    options["options"] = {"bidirectional": {"start": start}} if "bidirectional" in names else None
+    target, _ = _target(common, run, part, num_data)
+
+    def measure() -> "xr.DataTree":
+        with progress(common.console) as bars, bad_options():
+            tell = stage_bar(bars, "evidence")
+            return pv.evidence_table(target, names, **options, seed=common.seed, progress=tell)
+
+    settings = {**options, "methods": names, "num_data": num_data, "part": part}
+    tree = common.measured(run, "evidence", settings, measure)
+    folder = common.folder(run)
     is_measured = "sandwich" in tree.children
     has_truth = is_measured and bool(tree["sandwich"]["truth"].notnull().any())
-    save_figure(plot_evidence_cost(tree) if has_truth else plot_evidence(tree), run / "evidence.png")
-    print_evidence(console, tree, f"log p(x) of {target.num_data} data ({part})")
-    console.print(f"Written to {run}: evidence.nc, evidence.png.", highlight=False)
+    save_figure(plot_evidence_cost(tree) if has_truth else plot_evidence(tree), folder / "evidence.png")
+    title = f"log p(x) of {target.num_data} data ({part})"
+    show = partial(print_evidence, tree=tree, title=title)
+    common.tell(tree, ("evidence.nc", "evidence.png"), folder, show)
     if is_measured and not has_truth:
         raise typer.Exit(FAILED)
 
@@ -128,55 +120,52 @@ def bad_options() -> Iterator[None]:
         raise typer.BadParameter(str(error)) from error
 
 
+@with_common
 def decompose(
-    run: Run,
-    part: Part = "test",
-    num_data: NumData = None,
-    num_samples: NumSamples = 500,
-    seed: Seed = 0,
-    device: Device = "auto",
+    common: Common, run: Run, part: Part = "test", num_data: NumData = None, num_samples: NumSamples = 500
 ) -> None:
     """Take the ELBO of a run apart: both forms per datum, and the aggregate posterior against the prior."""
-    from rich.console import Console
-
     import pyrovae as pv
     from pyrovae.reporting.plots import plot_decomposition, save_figure
 
-    console = Console()
-    with bad_inputs(console):
-        target, _ = _target(run, part, num_data, device)
-    evidence = pv.log_evidence(target, "iwae", num_samples=num_samples, seed=seed + 1)
-    tree = pv.decompose(target, evidence, num_samples=num_samples, seed=seed)
-    pv.write(tree, run / "decomposition.nc")
-    save_figure(plot_decomposition(tree), run / "decomposition.png")
-    print_summary(console, tree, f"The ELBO taken apart, {target.num_data} data ({part})")
-    console.print(f"Written to {run}: decomposition.nc, decomposition.png.")
+    target, _ = _target(common, run, part, num_data)
+
+    def measure() -> "xr.DataTree":
+        found = pv.log_evidence(target, "iwae", num_samples=num_samples, seed=common.seed + 1)
+        return pv.decompose(target, found, num_samples=num_samples, seed=common.seed)
+
+    settings = {"part": part, "num_data": num_data, "num_samples": num_samples}
+    tree = common.measured(run, "decomposition", settings, measure)
+    folder = common.folder(run)
+    save_figure(plot_decomposition(tree), folder / "decomposition.png")
+    title = f"The ELBO taken apart, {target.num_data} data ({part})"
+    show = partial(print_summary, tree=tree, title=title)
+    common.tell(tree, ("decomposition.nc", "decomposition.png"), folder, show)
 
 
+@with_common
 def reconstruct(
-    run: Run,
-    part: Part = "test",
-    num_data: NumData = 64,
-    num_samples: NumSamples = 10_000,
-    seed: Seed = 0,
-    device: Device = "auto",
+    common: Common, run: Run, part: Part = "test", num_data: NumData = 64, num_samples: NumSamples = 10_000
 ) -> None:
     """Reconstruct data of a run, in raw units, and show how many draws of z are enough."""
-    from rich.console import Console
-
     import pyrovae as pv
     from pyrovae.reporting.plots import plot_draw_counts, plot_reconstructions, save_figure
 
-    console = Console()
-    with bad_inputs(console):
-        target, pipeline = _target(run, part, num_data, device)
-    tree = _in_raw_units(pv.reconstruct(target, num_samples, seed=seed), pipeline)
-    pv.write(tree, run / "reconstruction.nc")
+    target, pipeline = _target(common, run, part, num_data)
+    settings = {"part": part, "num_data": num_data, "num_samples": num_samples}
+    tree = common.measured(
+        run,
+        "reconstruction",
+        settings,
+        lambda: _in_raw_units(pv.reconstruct(target, num_samples, seed=common.seed), pipeline),
+    )
+    folder = common.folder(run)
     figure = plot_draw_counts(tree)
-    save_figure(figure, run / "draw_counts.png")
-    save_figure(plot_reconstructions(tree), run / "reconstructions.png")
-    console.print(f"{figure.get_suptitle()}.".replace("\n", " "), highlight=False)
-    console.print(f"Written to {run}: reconstruction.nc, draw_counts.png, reconstructions.png.")
+    save_figure(figure, folder / "draw_counts.png")
+    save_figure(plot_reconstructions(tree), folder / "reconstructions.png")
+    said = f"{figure.get_suptitle()}.".replace("\n", " ")
+    files = ("reconstruction.nc", "draw_counts.png", "reconstructions.png")
+    common.tell(tree, files, folder, lambda console: console.print(said, highlight=False))
 
 
 @contextmanager
@@ -192,16 +181,21 @@ def bad_inputs(console: "Console") -> Iterator[None]:
         raise typer.Exit(BAD_INPUT) from error
 
 
-def _target(run: Path, part: str, num_data: int | None, device: str) -> "tuple[Target, Pipeline]":
-    """The target of a run's model and some of its data, and the way back to raw units."""
+def _target(common: Common, run: Path, part: str, num_data: int | None) -> "tuple[Target, Pipeline]":
+    """The target of a run's model and some of its data, and the way back to raw units; or exit."""
     import pyrovae as pv
 
-    vae, x, pipeline = open_part(run, part, num_data, device)
+    with bad_inputs(common.errors):
+        vae, x, pipeline = open_part(run, part, num_data, common.device, common.dtype)
     return pv.Target(vae.model, vae.guide, x), pipeline
 
 
-def open_part(run: Path, part: str, num_data: int | None, device: str) -> "tuple[VAE, Tensor, Pipeline]":
-    """A run's model and some of its data, on the device, and the way back to raw units."""
+def open_part(
+    run: Path, part: str, num_data: int | None, device: str, dtype: str | None = None
+) -> "tuple[VAE, Tensor, Pipeline]":
+    """A run's model and some of its data, on the device and of the dtype, and the way back to raw units."""
+    import torch
+
     if part not in PARTS:
         raise typer.BadParameter(f"part must be one of {', '.join(PARTS)}, got {part!r}")
     place = choose_device(device)
@@ -211,7 +205,8 @@ def open_part(run: Path, part: str, num_data: int | None, device: str) -> "tuple
         raise RunError(
             f"the part {part!r} of {run} has {len(x)} data, too few to measure: choose another part"
         )
-    return vae.to(place).eval(), x.to(place), split.pipeline
+    kind = getattr(torch, dtype) if dtype else next(vae.parameters()).dtype
+    return vae.to(place, kind).eval(), x.to(place, kind), split.pipeline
 
 
 def _in_raw_units(tree: "xr.DataTree", pipeline: "Pipeline") -> "xr.DataTree":
