@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from pyrovae.models.decoders import GaussianDecoder
 from pyrovae.models.encoders import DiagonalGaussian, FullGaussian, LowRankGaussian
 
 F64 = torch.float64
@@ -63,6 +64,18 @@ def test_the_second_half_is_the_log_variance() -> None:
 def test_nan_is_not_hidden() -> None:
     with pytest.raises(ValueError, match="nan"):
         DiagonalGaussian(nn.Identity())(torch.tensor([[0.0, float("nan")]]))
+
+
+def test_a_mapping_is_its_values_in_order() -> None:
+    linear, x = nn.Linear(4, 6), torch.randn(3, 4)
+    pair, named = Pair(linear), Pair(linear, lambda a, b: {"embedding": a, "log_covariance": b})
+    for name in ("mean", "stddev"):
+        expected = getattr(DiagonalGaussian(pair)(x), name)
+        assert torch.equal(getattr(DiagonalGaussian(named)(x), name), expected)
+    whole = Pair(linear, lambda a, b: {"output": torch.cat([a, b], -1)})
+    assert torch.equal(DiagonalGaussian(whole)(x).mean, DiagonalGaussian(pair)(x).mean)
+    decoder = GaussianDecoder(Pair(linear, lambda a, b: {"reconstruction": a}), noise="fixed", scale=0.5)
+    assert torch.equal(decoder(x).mean, pair(x)[0])
 
 
 def test_what_is_refused() -> None:

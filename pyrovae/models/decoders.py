@@ -50,9 +50,9 @@ class GaussianDecoder(nn.Module):
     (Dai & Wipf 2019): hence the floor `min_scale`, and a `ScaleFloorWarning` where it holds.
 
     Args:
-        net: maps `[n, D]` to `[n, *event]`, any event shape; it always sees just one leading axis, whatever
-            the batch shape of z, so a convolutional network serves as well as a linear one. It must treat the
-            rows one by one (no batch normalization in training mode).
+        net: maps `[n, D]` to `[n, *event]`, any event shape, or to a mapping of that alone, as decoders of pythae do;
+            it always sees just one leading axis, whatever the batch shape of z, so a convolutional network serves
+            as well as a linear one. It must treat the rows one by one (no batch normalization in training mode).
         noise: a key of `NOISES`.
         scale: sigma, or the value at which a sigma that is not fixed starts; in the units of x, above 0.
         min_scale: floor of a sigma that is not fixed, above 0 and below `scale`; without effect on a fixed one.

@@ -34,7 +34,8 @@ class DiagonalGaussian(nn.Module):
 
     Args:
         net: maps x to one tensor `[*b, 2 D]`, first the D means and then the D log variances, or to a pair
-            `(loc, log_variance)` of tensors `[*b, D]`. It receives x as it is.
+            `(loc, log_variance)` of tensors `[*b, D]`, or to a mapping of these two in this order, as encoders of
+            pythae do. It receives x as it is.
 
     Raises:
         ValueError: in forward, when the network returns an odd last axis or a pair of unequal shapes.

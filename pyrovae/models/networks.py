@@ -1,11 +1,12 @@
 """Fully connected networks, built from a list of widths, and how a decoder runs any network row by row."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["ACTIVATIONS", "Residual", "halves", "mlp", "row_outputs"]
+__all__ = ["ACTIVATIONS", "Residual", "halves", "members", "mlp", "row_outputs"]
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -83,11 +84,20 @@ class Residual(nn.Module):
         return out
 
 
+def members(output: object) -> tuple[Any, ...]:
+    """What a network returned, one by one: a tuple's or list's members, a mapping's values, or the one thing it is.
+
+    Mappings are what networks of other libraries return, such as {"embedding": ..., "log_covariance": ...}.
+    """
+    if isinstance(output, Mapping):
+        return tuple(output.values())
+    return tuple(output) if isinstance(output, tuple | list) else (output,)
+
+
 def row_outputs(net: nn.Module, z: Tensor) -> tuple[Tensor, ...]:
     """What `net` returns for z `[*b, D]` as rows `[n, D]`, as a tuple of tensors `[n, ...]`."""
     rows = z.reshape(-1, z.shape[-1])
-    output = net(rows)
-    flat = tuple(output) if isinstance(output, tuple | list) else (output,)
+    flat: tuple[Any, ...] = members(net(rows))
     for out in flat:
         if not isinstance(out, Tensor):
             raise TypeError(

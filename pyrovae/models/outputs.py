@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyrovae.models.networks import members
+
 __all__ = ["MAX_LOG_VARIANCE", "MAX_RATIO", "bounded_scale", "one_tensor", "split_pair"]
 
 MAX_LOG_VARIANCE = 30.0
@@ -23,7 +25,8 @@ def one_tensor(output: object, width: Width, loc_width: Width, formula: str) -> 
     """A network's output as one tensor `[*b, width(D)]`, and the D that it stands for.
 
     Args:
-        output: one tensor, or a pair of which the first is `[*b, loc_width(D)]` and the second the rest.
+        output: one tensor, or a pair (or a mapping of two) of which the first is `[*b, loc_width(D)]` and the second
+            the rest.
         width: the number of outputs for a z of D coordinates, increasing in D.
         loc_width: the number of them that are means, which come first.
         formula: `width` in words, for the message.
@@ -32,7 +35,7 @@ def one_tensor(output: object, width: Width, loc_width: Width, formula: str) -> 
         ValueError: no D gives that width, or the pair is cut elsewhere.
         TypeError: neither a tensor nor a pair.
     """
-    parts = (output,) if isinstance(output, Tensor) else _pair(output, "(loc, rest)")
+    parts = _tensors(output, "(loc, rest)")
     total = sum(part.shape[-1] if part.dim() else 0 for part in parts)
     dim = 1
     while width(dim) < total:
@@ -56,15 +59,17 @@ def one_tensor(output: object, width: Width, loc_width: Width, formula: str) -> 
 
 def split_pair(output: object) -> tuple[Tensor, Tensor]:
     """The pair (loc, log_variance) in a network's output, one tensor `[*b, 2 D]` or two `[*b, D]`."""
-    if isinstance(output, Tensor):
-        if output.dim() == 0 or output.shape[-1] % 2:
+    parts = _tensors(output, "(loc, log_variance)")
+    if len(parts) == 1:
+        whole = parts[0]
+        if whole.dim() == 0 or whole.shape[-1] % 2:
             raise ValueError(
                 "the encoder's net must return a last axis of 2 * latent_dim, the means and then the log "
-                f"variances, got shape {tuple(output.shape)}; make its last layer twice as wide as z"
+                f"variances, got shape {tuple(whole.shape)}; make its last layer twice as wide as z"
             )
-        loc, log_variance = output.chunk(2, dim=-1)
+        loc, log_variance = whole.chunk(2, dim=-1)
         return loc, log_variance
-    loc, log_variance = _pair(output, "(loc, log_variance)")
+    loc, log_variance = parts
     if loc.shape != log_variance.shape:
         raise ValueError(
             "the encoder's net must return loc and log_variance of one shape, "
@@ -73,12 +78,12 @@ def split_pair(output: object) -> tuple[Tensor, Tensor]:
     return loc, log_variance
 
 
-def _pair(output: object, names: str) -> tuple[Tensor, Tensor]:
-    if not (
-        isinstance(output, tuple | list) and len(output) == 2 and all(isinstance(o, Tensor) for o in output)
-    ):
+def _tensors(output: object, names: str) -> tuple[Tensor, ...]:
+    """One tensor or two, of a network's output."""
+    parts = members(output)
+    if len(parts) not in (1, 2) or not all(isinstance(part, Tensor) for part in parts):
         raise TypeError(
             f"the encoder's net must return one tensor or a pair {names}, "
             f"got {type(output).__name__}; return torch.cat([...], -1) or the two tensors"
         )
-    return output[0], output[1]
+    return parts
