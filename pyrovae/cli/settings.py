@@ -51,6 +51,7 @@ class Settings:
     num_outer: int | None = _option(None, "Of miwae and piwae: the bounds that are averaged.")
     beta: float | None = _option(None, "Of ciwae: the weight of the ELBO in it.")
     alpha: float | None = _option(None, "Of renyi: the order of the bound.")
+    num_transitions: int | None = _option(None, "Of hmc: the transitions of each chain; 4 by default.")
     chunk_size: int | None = _option(None, "Particles in one graph.")
     lr: float = _option(1e-3, "Adam's learning rate.")
     lr_schedule: str = _option("constant", "constant or cosine.")

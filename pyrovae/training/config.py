@@ -22,6 +22,7 @@ class FitConfig:
         num_outer: of "miwae" and "piwae", the number of bounds that are averaged; it divides `num_particles`.
         beta: of "ciwae", the weight of the ELBO in it, from 0 to 1.
         alpha: of "renyi", the order of the bound, not 1.
+        num_transitions: of "hmc", the transitions of each chain, at least 1; None: 4.
         chunk_size: particles in one graph, at least 1, for objectives other than "elbo" and "analytic_kl"; None: 64.
         lr: Adam's learning rate, above 0.
         lr_schedule: "constant", or "cosine", from lr down to 0 over `max_epochs`.
@@ -32,7 +33,7 @@ class FitConfig:
         compile: "auto": run the step as a tensor program, traced or compiled, where the planned steps are enough to
             pay for that; True: compile, which takes seconds; False: run it through Pyro. From a command line, "true"
             and "false".
-        batch_size: data in a step, at least 1; the last batch of an epoch may be smaller.
+        batch_size: data in a step, on all ranks together, at least 1; the last batch of an epoch may be smaller.
         max_epochs: passes over the data, at least 1.
         kl_weight: factor of KL(q || prior) in the objective, above 0; 1 is the ELBO. Only "elbo", "analytic_kl" and
             "stl" have such a term to weight or to warm up.
@@ -49,6 +50,7 @@ class FitConfig:
     num_outer: int | None = None
     beta: float | None = None
     alpha: float | None = None
+    num_transitions: int | None = None
     chunk_size: int | None = None
     lr: float = 1e-3
     lr_schedule: str = "constant"
@@ -93,6 +95,7 @@ class FitConfig:
             num_outer=self.num_outer,
             beta=self.beta,
             alpha=self.alpha,
+            num_transitions=self.num_transitions,
             chunk_size=self.chunk_size,
         )
 

@@ -7,6 +7,7 @@ from pyro.infer import ELBO, Trace_ELBO
 
 from pyrovae.training.objectives.analytic_kl import AnalyticKL
 from pyrovae.training.objectives.bounds import CIWAE, IWAE, MIWAE, PIWAE, Renyi
+from pyrovae.training.objectives.hmc import HMCGradient
 from pyrovae.training.objectives.particles import ParticleObjective, Plan
 from pyrovae.training.objectives.path import STL, DReG, WakeSleepDReG
 from pyrovae.training.objectives.score import VIMCO, Detached, ScoreFunction, ScoreFunctionLOO, WakeSleep
@@ -24,6 +25,7 @@ __all__ = [
     "AnalyticKL",
     "DReG",
     "Detached",
+    "HMCGradient",
     "ParticleObjective",
     "Plan",
     "Renyi",
@@ -55,10 +57,11 @@ OBJECTIVES: dict[str, Callable[..., ELBO]] = {
     "vimco": VIMCO,
     "renyi": Renyi,
     "detached": Detached,
+    "hmc": HMCGradient,
 }
 """What `make_objective` calls with `num_particles`, and with what else each takes."""
 
-ELBO_OBJECTIVES = ("elbo", "analytic_kl", "stl", "score_function", "score_function_loo", "detached")
+ELBO_OBJECTIVES = ("elbo", "analytic_kl", "stl", "score_function", "score_function_loo", "detached", "hmc")
 """Those whose loss is minus the ELBO; that of the others is minus another bound."""
 
 KL_WEIGHTED = ("elbo", "analytic_kl", "stl")
@@ -86,14 +89,15 @@ def make_objective(
     | "miwae" | mean of `num_outer` IWAEs (Rainforth et al. 2018) | reparameterized |
     | "ciwae" | `beta` ELBO + (1 - `beta`) IWAE (Rainforth et al. 2018) | reparameterized |
     | "piwae" | IWAE | that of "miwae" (Rainforth et al. 2018) |
+    | "hmc" | ELBO; the model's gradient at draws of short HMC chains (Hoffman 2017) | reparameterized |
     | "renyi" | Renyi bound of order `alpha` (Li & Turner 2016) | reparameterized |
 
     Args:
         name: one of those.
         num_particles: draws of z for each datum, all of them: "miwae" and "piwae" divide them among `num_outer` bounds.
         plate: name of the plate over the data.
-        **options: `num_outer`, `beta`, `alpha` where the table has them; `chunk_size`, the particles in one graph, for
-            all but the first two. None stands for an option that was not given.
+        **options: `num_outer`, `beta`, `alpha` where the table has them; `num_transitions` of "hmc"; `chunk_size`,
+            the particles in one graph, for all but the first two. None stands for an option that was not given.
 
     Raises:
         ValueError: no objective has that name; an option it does not take, is missing or out of its range.

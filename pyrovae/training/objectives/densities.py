@@ -10,7 +10,17 @@ from torch import Tensor
 
 from pyrovae.training.objectives.handlers import DataPlate, RowDensities, sum_rows
 
-__all__ = ["Call", "Graph", "PathFactor", "Rows", "row_densities"]
+__all__ = [
+    "Call",
+    "Graph",
+    "PathFactor",
+    "Program",
+    "Rows",
+    "Values",
+    "check_sites",
+    "row_densities",
+    "value_and_slopes",
+]
 
 Graph = Literal["total", "path", "score"]
 Program = Callable[..., Any]
@@ -75,7 +85,7 @@ def row_densities(model: Program, guide: Program, call: Call, graph: Graph, path
         log_q = _along_draws(log_q, z, q.axes, partial(call.score, guide, "guide"))
     for_model = {name: value for name, value in z.items() if name not in q.auxiliary}
     p = call.score(model, "model", for_model)
-    _check_sites(p.values, for_model)
+    check_sites(p.values, for_model)
     return _joined(p.log_prob, log_q, call.plate)
 
 
@@ -93,29 +103,35 @@ def _along_draws(
 ) -> Tensor:
     """`log_q` as a function of the draws alone: its value, and its slope in `z`, whatever parameters it has."""
     points = {name: value.detach() for name, value in z.items()}
-    slopes = _slopes(score, points)
+    _, slopes = value_and_slopes(lambda points: score(points).log_prob, points)
     moving = log_q.detach()
     for name, slope in slopes.items():
         moving = moving + sum_rows(slope * (z[name] - z[name].detach()), axes[name])
     return moving
 
 
-def _slopes(score: Callable[[Values], RowDensities], points: Values) -> Values:
-    """The gradient of each row's density in its own draws."""
+def value_and_slopes(density: Callable[[Values], Tensor], points: Values) -> tuple[Tensor, dict[str, Tensor]]:
+    """The density of each row at `points`, which are constants, and its gradient in its own points; both detached.
+
+    Points on which it does not depend have no slope.
+    """
     if torch._C._functorch.peek_interpreter_stack() is not None:  # under vmap or torch.func.grad
 
-        def total(points: Values) -> Tensor:
-            return score(points).log_prob.sum()
+        def total(points: Values) -> tuple[Tensor, Tensor]:
+            value = density(points)
+            return value.sum(), value
 
-        return {name: slope.detach() for name, slope in torch.func.grad(total)(dict(points)).items()}
+        slopes, value = torch.func.grad(total, has_aux=True)(dict(points))
+        return value.detach(), {name: slope.detach() for name, slope in slopes.items()}
     # This small graph is used at once: it must not be made again together with that of the chunk.
-    with torch.autograd.graph.saved_tensors_hooks(_same, _same):
-        variables = {name: value.requires_grad_() for name, value in points.items()}
-        density = score(variables).log_prob
-        if not density.requires_grad:
-            return {}
-        slopes = torch.autograd.grad(density.sum(), list(variables.values()), allow_unused=True)
-    return {name: slope for name, slope in zip(variables, slopes, strict=True) if slope is not None}
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_same, _same):
+        variables = {name: value.detach().requires_grad_() for name, value in points.items()}
+        value = density(variables)
+        if not value.requires_grad:
+            return value, {}
+        slopes = torch.autograd.grad(value.sum(), list(variables.values()), allow_unused=True)
+    named = zip(variables, slopes, strict=True)
+    return value.detach(), {name: slope for name, slope in named if slope is not None}
 
 
 def _same(saved: Tensor) -> Tensor:
@@ -133,7 +149,8 @@ def _joined(log_p: Any, log_q: Any, plate: DataPlate) -> Rows:
     return Rows(log_p, log_q, plate.full_size)
 
 
-def _check_sites(in_model: Mapping[str, Tensor], in_guide: Mapping[str, Tensor]) -> None:
+def check_sites(in_model: Mapping[str, Tensor], in_guide: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless both have drawn the same latent sites."""
     if in_model.keys() != in_guide.keys():
         odd = sorted(in_model.keys() ^ in_guide.keys())
         raise ValueError(

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from pyrovae.training.objectives.densities import Call, Graph, PathFactor, Rows, row_densities
 from pyrovae.training.objectives.handlers import DataPlate
 
-__all__ = ["ParticleObjective", "Plan"]
+__all__ = ["CHUNK_SIZE", "ParticleObjective", "Plan", "check_count", "tiled"]
 
 CHUNK_SIZE = 64
 """Particles in one graph, unless the caller says otherwise."""
@@ -126,7 +126,7 @@ class ParticleObjective(ELBO):
         self, model: Program, guide: Program, size: int, path: PathFactor, *args: Any, **kwargs: Any
     ) -> Rows:
         """The densities of `size` particles."""
-        call = _tiled(self.plate, size, args, kwargs)._replace(takes_scale=self.takes_scale)
+        call = tiled(self.plate, size, args, kwargs)._replace(takes_scale=self.takes_scale)
         return row_densities(model, guide, call, self.graph, path)
 
 
@@ -138,7 +138,7 @@ def check_count(name: str, value: object, least: int, owner: str) -> None:
         )
 
 
-def _tiled(name: str, copies: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+def tiled(name: str, copies: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """The arguments with each tensor repeated `copies` times along its rows, and a plate that lets them in."""
     if copies == 1:
         return Call(DataPlate(name, 0, 1, torch.device("cpu")), args, kwargs)
