@@ -61,4 +61,4 @@ def test_linked_files_exist():
 
 def test_the_two_lines_of_setup_are_there():
     assert "\npip install -c .ci/constraints.txt -e . && pyrovae demo\n" in README
-    assert "\npip install -c .ci/constraints.txt -e '.[test]' && pytest\n" in README
+    assert "\npip install -c .ci/constraints.txt -e '.[test]' && pytest -n 2 --dist loadfile\n" in README
