@@ -98,7 +98,7 @@ def test_a_table_on_the_device(pair):
 def test_the_simulated_gap_agrees(pair):
     a, b = (
         pv.summary(pv.simulated_gap(t.model, t.guide, *t.data, num_simulations=2000)).loc[
-            "gaps: simulated_gap"
+            "calibration: simulated_gap"
         ]
         for t in pair
     )

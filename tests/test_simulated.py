@@ -9,7 +9,7 @@ import torch
 import zoo
 
 import pyrovae as pv
-from pyrovae.diagnostics.simulated import simulated_gap
+from pyrovae.diagnostics.simulated import simulated_gap, simulated_parts
 from pyrovae.target import Target
 
 
@@ -29,7 +29,7 @@ def jeffreys(scale: float, shift: float, precision: np.ndarray) -> float:
 )
 def test_it_is_the_jeffreys_divergence_of_a_gaussian_guide(guide_scale, shift):
     specimen = zoo.linear_gaussian(guide_scale=guide_scale, shift=shift)
-    gap = simulated_gap(specimen.model, specimen.guide, *specimen.data, num_simulations=20_000)["gaps"]
+    gap = simulated_gap(specimen.model, specimen.guide, *specimen.data, num_simulations=20_000)["calibration"]
     precision = torch.linalg.inv(specimen.posterior_cov[0]).numpy()
     expected = jeffreys(guide_scale, shift, precision)
     if expected == 0:
@@ -44,7 +44,9 @@ def test_it_is_the_jeffreys_divergence_of_a_gaussian_guide(guide_scale, shift):
 def test_its_ends_bound_the_entropy_of_the_model():
     """E[log p(x)] of N(b, W W' + s^2 I) is -1/2 log |2 pi e S|."""
     specimen = zoo.linear_gaussian(guide_scale=1.3)
-    gaps = simulated_gap(specimen.model, specimen.guide, *specimen.data, num_simulations=20_000)["gaps"]
+    gaps = simulated_gap(specimen.model, specimen.guide, *specimen.data, num_simulations=20_000)[
+        "calibration"
+    ]
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(6, 3, generator=generator, dtype=torch.float64)
     covariance = weight @ weight.mT + 0.25 * torch.eye(6)
@@ -70,14 +72,14 @@ def test_positive_and_simplex_latents(name):
             )
 
     tree = simulated_gap(specimen.model, specimen.guide, *data, simulate=simulate, num_simulations=300)
-    assert np.abs(tree["gaps"]["simulated_gap"]).max() < 1e-9
+    assert np.abs(tree["calibration"]["simulated_gap"]).max() < 1e-9
 
 
 def test_the_summary_gives_the_mean_and_its_error():
     specimen = zoo.linear_gaussian(guide_scale=0.8)
     tree = simulated_gap(specimen.model, specimen.guide, *specimen.data, num_simulations=500)
-    row = pv.summary(tree).loc["gaps: simulated_gap"]
-    gap = tree["gaps"]["simulated_gap"].values
+    row = pv.summary(tree).loc["calibration: simulated_gap"]
+    gap = tree["calibration"]["simulated_gap"].values
     assert (row["value"], row["direction"], row["num_data"]) == (gap.mean(), "exact", 500)
     assert row["std_error"] == pytest.approx(gap.std(ddof=1) / 500**0.5)
 
@@ -89,12 +91,22 @@ def test_blocks_and_seeds(monkeypatch):
 
     def gap(seed):
         tree = simulated_gap(specimen.model, specimen.guide, *specimen.data, num_simulations=70, seed=seed)
-        return tree["gaps"]["simulated_gap"].values
+        return tree["calibration"]["simulated_gap"].values
 
     assert np.array_equal(gap(1), gap(1))
     assert not np.array_equal(gap(1), gap(2))
     monkeypatch.setattr(simulated, "MAX_ROWS", 32)
     assert len(np.unique(gap(1))) == 70
+
+
+def test_arguments_that_are_not_simulated_come_from_all_data():
+    """Blocks shorter than the data go on where the last one ended."""
+    specimen = zoo.linear_gaussian(num_data=50)
+    target = Target(specimen.model, specimen.guide, *specimen.data)
+    parts = list(simulated_parts(target, 120, 40))
+    assert [part.num_data for part in parts] == [40, 40, 40]
+    x = specimen.data[0]
+    assert torch.equal(torch.cat([part.data[0] for part in parts]), torch.cat([x, x, x])[:120])
 
 
 def test_what_is_refused():
@@ -123,6 +135,6 @@ def test_a_scaled_argument_needs_a_simulator():
     def simulate(z, x):
         return (z["z"] + torch.randn_like(z["z"])) / 2
 
-    gaps = simulated_gap(model, guide, data, simulate=simulate, num_simulations=100)["gaps"]
+    gaps = simulated_gap(model, guide, data, simulate=simulate, num_simulations=100)["calibration"]
     assert np.abs(gaps["simulated_gap"]).max() < 1e-4
     assert Target(model, guide, data, simulate=simulate).simulate(3).data[0].shape == (3,)

@@ -1,5 +1,7 @@
 """Small result trees that have every kind of group and of variable."""
 
+import math
+
 import numpy as np
 import xarray as xr
 
@@ -108,6 +110,64 @@ def comparison_tree(verdict: list[str], ratio: list[list[float]], error: float =
             "diagnostics": group("diagnostics", diagnostics | {"ess_bulk": np.arange(400.0, 400 + num_data)}),
         }
     )
+
+
+def widely_compared_tree(verdict: list[str], auc: float = 0.7) -> xr.DataTree:
+    """`comparison_tree` of three data with all that `compare` measures besides; the guide is narrowest along a[1]."""
+    tree = comparison_tree(verdict, [[0.8, 1.0], [0.8, 1.0], [5.0, 5.0]])
+    plain = tree["comparison"].to_dataset()
+    variables = {
+        "narrowest_sd_ratio": np.array([0.4, 0.6, 9.0]),
+        "narrowest_sd_ratio_std_error": np.full(3, 0.02),
+        "narrowest_direction": np.array([[0.1, 0.99], [0.2, 0.98], [1.0, 0.0]]),
+        "correlation_error": np.array([0.3, 0.5, 9.0]),
+        "correlation_error_std_error": np.full(3, 0.01),
+        "correlation_error_noise": np.full(3, 0.05),
+        "jeffreys": np.array([1.0, 1.2, np.nan]),
+        "jeffreys_std_error": np.full(3, 0.01),
+        "classifier_auc": np.array(auc),
+        "classifier_auc_std_error": np.array(0.01),
+        "classifier_p_value": np.array(1e-9 if auc > 0.6 else 0.3),
+    }
+    made = group("comparison", variables, latent=["a[0]", "a[1]"])
+    return build_tree({"comparison": made.merge(plain), "diagnostics": tree["diagnostics"].to_dataset()})
+
+
+def calibration_tree(pit: np.ndarray, *, rank: float = 0.5, shift: float | None = 0.5) -> xr.DataTree:
+    """Calibration with these PITs `[S, D]`, this rank of log p(x | z), and this AUC of the shift, if any."""
+    total, num_latents = pit.shape
+    levels = np.round(np.linspace(0.01, 0.99, 99), 2)
+    latent = [f"z[{i}]" for i in range(num_latents)]
+    uniform = (np.arange(total) + 0.5) / total
+    error = math.sqrt(1 / (12 * total))
+    moments = {"mean": (pit, 1 / 2, 1 / 12), "spread": ((pit - 0.5) ** 2, 1 / 12, 1 / 180)}
+    variables: dict[str, np.ndarray] = {
+        "pit": pit,
+        "likelihood_pit": uniform,
+        "tarp_pit": uniform,
+        "ecdf": (pit[None] <= levels[:, None, None]).mean(1),
+        "tarp_ecdf": 0.9 * levels,
+        "likelihood_ecdf": levels,
+        "ecdf_lower": levels - 3 * error,
+        "ecdf_upper": levels + 3 * error,
+        "simulated_gap": np.full(total, 0.25) + np.linspace(-0.1, 0.1, total),
+        "likelihood_pit_mean": np.array(rank),
+        "likelihood_pit_mean_std_error": np.array(error),
+        "likelihood_pit_mean_p_value": np.array(float(abs(rank - 0.5) < 3 * error)),
+        "likelihood_pit_spread_p_value": np.array(1.0),
+        "shift_mean": np.linspace(0.1, 0.5, num_latents),
+        "shift_log_likelihood": np.array(-0.8),
+        "shift_log_likelihood_std_error": np.array(0.1),
+        "shift_auc": np.array(math.nan if shift is None else shift),
+        "shift_auc_std_error": np.array(0.02),
+        "shift_p_value": np.array(0.5 if shift == 0.5 else 1e-8),
+    }
+    for name, (values, expected, variance) in moments.items():
+        z = (values.mean(0) - expected) / math.sqrt(variance / total)
+        variables |= {f"pit_{name}": values.mean(0), f"pit_{name}_z": z}
+        variables[f"pit_{name}_p_value"] = np.where(np.abs(z) > 4, 1e-4, 1.0)
+    attrs = {"num_data": 7, "band": 0.95}
+    return build_tree({"calibration": group("calibration", variables, attrs, latent=latent, level=levels)})
 
 
 def ends(gap: list[float], error: float = 0.01, **changes: object) -> list[Evidence]:

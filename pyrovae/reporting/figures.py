@@ -35,6 +35,10 @@ _MEASURED_BY: Final = {
     "observed_data": "pyrovae.audit",
     "prior_predictive": "pyrovae.reconstruct or pyrovae.audit",
     "decomposition": "pyrovae.decompose",
+    "comparison": "pyrovae.compare or pyrovae.audit",
+    "gaps": "pyrovae.inference_gaps or pyrovae.audit",
+    "calibration": "pyrovae.calibrate or pyrovae.audit",
+    "prior": "pyrovae.audit",
     "gradients": "pyrovae.gradient_statistics",
     "reconstruction": "pyrovae.reconstruct or pyrovae.audit",
 }

@@ -33,6 +33,18 @@ _ENDS: Final = ["lower", "lower_std_error", "upper", "upper_std_error", "gap", "
 _TRUTH: Final = ["is_approximate", "verdict", "truth", "truth_std_error", "source"]
 _DIAGNOSTICS: Final = ["khat", "ess_bulk", "ess_tail", "rhat", "num_divergent", "verdict", "reason"]
 _ERRORS: Final = ["mean_error", "mean_error_std_error", "sd_ratio", "sd_ratio_std_error"]
+_DIRECTIONS: Final = ["narrowest_direction", "widest_direction"]
+_DISTANCES: Final = ["wasserstein2", "sliced_wasserstein2", "correlation_error"]
+_WIDTHS: Final = ["narrowest_sd_ratio", "widest_sd_ratio"]
+_KLS: Final = ["kl_guide_posterior", "kl_posterior_guide", "jeffreys"]
+_GAUSSIAN_KLS: Final = ["gaussian_kl_guide_posterior", "gaussian_kl_posterior_guide"]
+_COMPARED: Final = [*_DISTANCES, *_WIDTHS, *_KLS, *_GAUSSIAN_KLS]
+_PER_DATUM: Final = ["khat", *_COMPARED, *(f"{name}_std_error" for name in _COMPARED)]
+_GAPS: Final = ["simulated_gap", "simulated_upper", "simulated_lower"]
+_TESTS: Final = ["", "_std_error", "_z", "_p_value"]
+_MOMENTS: Final = [f"pit_{name}{end}" for name in ("mean", "spread") for end in _TESTS]
+_SHIFTS: Final = ["shift_mean", "shift_mean_std_error", "shift_sd_ratio", "shift_sd_ratio_std_error"]
+_BANDS: Final = ["ecdf_lower", "ecdf_upper", "tarp_ecdf", "likelihood_ecdf"]
 
 SCHEMA: Final[Mapping[str, Mapping[str, str]]] = {
     "posterior": {"z": _DRAWS},
@@ -45,10 +57,16 @@ SCHEMA: Final[Mapping[str, Mapping[str, str]]] = {
     "evidence": dict.fromkeys(_ESTIMATES, "method datum") | dict.fromkeys([*_ABOUT, *_COSTS], "method"),
     "sandwich": dict.fromkeys([*_ENDS, *_TRUTH], "datum"),
     "diagnostics": dict.fromkeys(_DIAGNOSTICS, "datum") | {"*": "datum ..."},
-    "comparison": dict.fromkeys(_ERRORS, "datum latent") | {"wasserstein2": "datum", "*": "datum ..."},
+    "comparison": dict.fromkeys([*_ERRORS, *_DIRECTIONS], "datum latent")
+    | dict.fromkeys([*_PER_DATUM, *(f"{name}_noise" for name in _DISTANCES)], "datum")
+    | {"*": "..."},
     "decomposition": {"*": "..."},
     "gaps": {"*": "..."},
-    "calibration": {"*": "..."},
+    "calibration": {"pit": "simulation latent", "ecdf": "level latent"}
+    | dict.fromkeys(["likelihood_pit", "tarp_pit", *_GAPS], "simulation")
+    | dict.fromkeys([*_MOMENTS, *_SHIFTS], "latent")
+    | dict.fromkeys(_BANDS, "level")
+    | {"*": "..."},
     "gradients": {"*": "..."},
     "history": {"*": "epoch"},
     "observed_data": {"*": "datum ..."},

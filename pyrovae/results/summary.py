@@ -9,6 +9,7 @@ import pandas as pd
 import xarray as xr
 from jaxtyping import Bool
 
+from pyrovae.results.calibration import calibration_rows
 from pyrovae.results.rows import (
     NATS,
     Method,
@@ -70,7 +71,7 @@ def summary(tree: xr.DataTree) -> pd.DataFrame:
     single = [khat_row(tree), _converged_row(tree), *(worst_row(tree, name) for name in _WORST)]
     single += [comparison_row(tree, name) for name in _COMPARED]
     from_evidence = [*evidence_rows(tree), *sandwich_rows(tree), *gap_rows(tree)]
-    rows = [*from_evidence, *(row for row in single if row), *_term_rows(tree)]
+    rows = [*from_evidence, *(row for row in single if row), *_term_rows(tree), *calibration_rows(tree)]
     return pd.DataFrame(rows, columns=Row._fields).set_index("quantity").drop(columns="subject")
 
 
