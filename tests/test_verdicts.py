@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 import xarray as xr
+from report_trees import report_tree
 from trees import THREE, all_groups, comparison_tree, estimate, evidence_tree
 
 from pyrovae.results import build_tree, group
-from pyrovae.results.verdicts import verdict_sentences
+from pyrovae.results.verdicts import findings, verdict_sentences
 
 NAN = float("nan")
 
@@ -127,3 +128,21 @@ def test_evidence_without_any_error_bar_to_be_trusted_gives_no_verdict() -> None
 def test_no_khat_at_all_gives_no_verdict_on_the_weights() -> None:
     tree = build_tree({"diagnostics": group("diagnostics", {"khat": np.full(3, NAN)})})
     assert verdict_sentences(tree)[0].startswith("No verdict on the importance weights")
+
+
+def test_every_sentence_names_the_group_whose_numbers_it_tells() -> None:
+    tree = report_tree()
+    found = findings(tree)
+    assert [finding.sentence for finding in found] == verdict_sentences(tree)
+    order = list(dict.fromkeys(finding.group for finding in found))
+    assert order == ["sandwich", "evidence", "gaps", "comparison", "decomposition"]
+    about = {finding.group: finding.sentence for finding in found}
+    assert "lost to" in about["gaps"]
+    assert "latent units are active" in about["decomposition"]
+    assert "posterior standard deviations" in about["comparison"]
+
+
+def test_a_sentence_on_what_is_not_there_names_no_group() -> None:
+    assert [finding.group for finding in findings(xr.DataTree())] == [""]
+    gaps = {"gaps": report_tree()["gaps"].to_dataset()}
+    assert all(finding.group == "gaps" for finding in findings(build_tree(gaps)))

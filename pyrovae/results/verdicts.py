@@ -1,25 +1,23 @@
 """Sentences with numbers, for a person: what a result tree shows, and a refusal where it shows nothing."""
 
 import math
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, NamedTuple
 
 import pandas as pd
 import xarray as xr
 
+from pyrovae.results.calibration import calibration_sentences
 from pyrovae.results.gradient_sentences import gradient_sentences
 from pyrovae.results.guide_sentences import guide_sentences
+from pyrovae.results.inference_gaps import inference_gap_sentences
 from pyrovae.results.rows import Method, Row, data_have, largest_budgets, measured, methods_of, number
 from pyrovae.results.sandwich import evidence_summary, sandwich_rows, truth_name
 from pyrovae.results.schema import check
-from pyrovae.results.summary import (
-    evidence_rows,
-    gap_rows,
-    told_methods,
-)
+from pyrovae.results.summary import evidence_rows, gap_rows, told_methods
 from pyrovae.results.training_path import path_sentences
 
-__all__ = ["verdict_sentences"]
+__all__ = ["Finding", "findings", "verdict_sentences"]
 
 _SURE: Final = 3.0  # standard errors from which a difference is called one
 _NEAR: Final = 0.1  # nats from log p(x), two standard errors included, that are near enough
@@ -29,11 +27,12 @@ _SIDE: Final = {
     "none": "with a bias of unknown sign",
     "exact": "without bias",
 }
+_ON_THE_GUIDE: Final = {"evidence", "gaps", "comparison", "calibration", "decomposition", "gradients"}
 _BOUND: Final = {"lower": "at least ", "upper": "at most ", "none": "about ", "exact": ""}
 
 
 def verdict_sentences(tree: xr.DataTree) -> list[str]:
-    """Sentences on log p(x), the gap, the guide, the terms of the ELBO and the gradients, where measured.
+    """Sentences on log p(x), the gap and its parts, the guide, calibration, the ELBO and gradients, where measured.
 
     Where the truth about log p(x) is known, the sentences on each estimator give way to one on the truth, one on the
     cheapest estimator within 0.1 nats of it on average, and one on the furthest off.
@@ -46,15 +45,47 @@ def verdict_sentences(tree: xr.DataTree) -> list[str]:
         >>> verdict_sentences(xr.DataTree())
         ['No verdict on the guide: neither evidence nor a comparison with a reference was measured.']
     """
+    return [finding.sentence for finding in findings(tree)]
+
+
+class Finding(NamedTuple):
+    """A sentence, and the group of the tree that it speaks of; "" where it speaks of what is not there."""
+
+    sentence: str
+    group: str
+
+
+def findings(tree: xr.DataTree) -> list[Finding]:
+    """The sentences of `verdict_sentences`, each with the group whose numbers it tells.
+
+    Raises:
+        ValueError: If the tree does not pass `check`.
+
+    Examples:
+        >>> [finding.group for finding in findings(xr.DataTree())]
+        ['']
+    """
     check(tree)
-    on_evidence = (_say_sandwich, _say_truth, _say_nearest, _say_evidence, _say_gaps)
-    speakers = (*on_evidence, guide_sentences, _say_terms, path_sentences, gradient_sentences)
-    said = [sentence for speaker in speakers for sentence in speaker(tree)]
-    if not {"evidence", "comparison", "decomposition", "gradients"} & set(tree.children):
-        said.append(
-            "No verdict on the guide: neither evidence nor a comparison with a reference was measured."
-        )
+    said = [Finding(text, name) for name, speaker in _speakers() for text in speaker(tree)]
+    if not _ON_THE_GUIDE & set(tree.children):
+        missing = "No verdict on the guide: neither evidence nor a comparison with a reference was measured."
+        said.append(Finding(missing, ""))
     return said
+
+
+def _speakers() -> Iterator[tuple[str, Callable[[xr.DataTree], Iterable[str]]]]:
+    """What speaks of each group, in reading order."""
+    yield "sandwich", _say_sandwich
+    yield "sandwich", _say_truth
+    yield "evidence", _say_nearest
+    yield "evidence", _say_evidence
+    yield "evidence", _say_gaps
+    yield "gaps", inference_gap_sentences
+    yield "comparison", guide_sentences
+    yield "calibration", calibration_sentences
+    yield "decomposition", _say_terms
+    yield "history", path_sentences
+    yield "gradients", gradient_sentences
 
 
 def _say_sandwich(tree: xr.DataTree) -> Iterator[str]:

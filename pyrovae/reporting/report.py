@@ -1,0 +1,118 @@
+"""The report: one self-contained HTML page of a result tree, the verdict first, without scripts or network."""
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+import xarray as xr
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from pyrovae.reporting import report_facts as facts
+from pyrovae.reporting.report_figures import Drawn, draw_figures
+from pyrovae.results.advice import advice
+from pyrovae.results.headline import headline
+from pyrovae.results.storage import content_hash
+from pyrovae.results.verdicts import findings
+
+__all__ = ["render_report", "write_report"]
+
+_SEEN_IN: Final = {"sandwich": "evidence", "diagnostics": "comparison"}  # a group without figure of its own
+
+
+def write_report(tree: xr.DataTree, path: str | os.PathLike[str]) -> None:
+    """Write a result tree as one HTML page that needs no other file, replacing what is there, whole or not at all.
+
+    The page holds the verdict in a sentence, the numbers of `summary`, sentences that link to the figure that shows
+    them, advice, figures, refused data, what was not measured, and settings. The same tree gives the same page.
+
+    Args:
+        tree: A result tree; groups that it lacks are told as not measured.
+        path: A file that ends in .html or .htm.
+
+    Raises:
+        ValueError: If the tree does not pass `check`, or the ending is another one.
+
+    Examples:
+        >>> import tempfile
+        >>> made = xr.Dataset({"elbo": ("epoch", [-9.0, -8.0])}, {"epoch": [1, 2]})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_report(xr.DataTree.from_dict({"history": made}), f"{folder}/report.html")
+        ...     Path(folder, "report.html").read_text()[:15]
+        '<!doctype html>'
+    """
+    target = Path(path)
+    if target.suffix not in (".html", ".htm"):
+        raise ValueError(f"a report is written as .html, got {target.name!r}: change the ending")
+    text = render_report(tree)
+    temporary = target.with_name(f".{target.stem}.{uuid4().hex}{target.suffix}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def render_report(tree: xr.DataTree) -> str:
+    """The page of `write_report` as text.
+
+    Raises:
+        ValueError: If the tree does not pass `check`.
+    """
+    said = findings(tree)
+    drawn, undrawn = draw_figures(tree)
+    page: dict[str, Any] = {
+        "headline": headline(tree),
+        "about": _about(tree),
+        "rows": facts.headline_table(tree),
+        "sentences": [(finding.sentence, *_link(finding.group, drawn)) for finding in said],
+        "advice": advice(tree),
+        "evidence": facts.evidence_table(tree),
+        "figures": [figure._replace(svg=Markup(figure.svg)) for figure in drawn],
+        "undrawn": undrawn,
+        "refusals": facts.refusals(tree),
+        "missing": facts.not_measured(tree),
+        "notes": facts.notes(tree),
+        "settings": facts.settings(tree),
+        "commands": facts.command_lines(tree),
+        "hash": content_hash(tree),
+        "css": Markup(_packaged("report.css")),
+    }
+    return _environment().from_string(_packaged("report.html.jinja")).render(page)
+
+
+def _environment() -> Environment:
+    """Everything is escaped but what is marked as safe here: the style sheet and the figures."""
+    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+
+def _packaged(name: str) -> str:
+    return files("pyrovae.reporting").joinpath("page", name).read_text(encoding="utf-8")
+
+
+def _about(tree: xr.DataTree) -> list[str]:
+    """Who, how many, with what: the line below the headline."""
+    attrs = {str(name): value for name, value in tree.attrs.items()}
+    sizes = {str(dim): size for node in tree.children.values() for dim, size in node.sizes.items()}
+    number = partial(_counted, attrs, sizes)
+    told = [number("num_data", "datum", "data"), number("latent_dim", "latent", "latent coordinates")]
+    told += [f"{name} {attrs[name]}" for name in ("seed", "dtype", "device") if name in attrs]
+    return [text for text in told if text]
+
+
+def _counted(attrs: dict[str, Any], sizes: dict[str, int], attr: str, dim: str, words: str) -> str:
+    count = attrs.get(attr, sizes.get(dim))
+    return "" if count is None else f"{count} {words}"
+
+
+def _link(group: str, drawn: Sequence[Drawn]) -> tuple[str, str]:
+    """The anchor of the numbers behind a sentence, and its name: the first figure of its group, else the table."""
+    wanted = _SEEN_IN.get(group, group)
+    places = [
+        (f"figure-{figure.key}", f"Figure {i}") for i, figure in enumerate(drawn, 1) if figure.group == wanted
+    ]
+    return places[0] if places else ("numbers", "The numbers")
