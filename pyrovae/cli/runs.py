@@ -13,7 +13,7 @@ from pyrovae.cli.settings import Settings, SettingsError, read_settings, to_toml
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pyrovae.data import Split
+    from pyrovae.data import RawData, Rows, Split
     from pyrovae.models.vae import VAE
     from pyrovae.training.fit import FitResult
 
@@ -38,27 +38,27 @@ class RunError(ValueError):
     """A folder that is not a run, or whose data are not those it was trained on."""
 
 
-def resolve(settings: Settings) -> Settings:
-    """The settings with every default that depends on the data made explicit."""
+def resolve(settings: Settings, raw: "RawData | None" = None) -> Settings:
+    """The settings with every default that depends on the data made explicit.
+
+    Args:
+        settings: as they were given.
+        raw: the data that they name, if they were read already.
+    """
     if settings.dequantize is not None:
         return settings
-    import numpy as np
-
     from pyrovae import data
 
-    values = data.read(settings.data).values
-    return replace(
-        settings,
-        dequantize=bool(np.issubdtype(values.dtype, np.integer) or (values == np.rint(values)).all()),
-    )
+    raw = data.read(settings.data) if raw is None else raw
+    return replace(settings, dequantize=raw.is_integer)
 
 
-def load_data(settings: Settings) -> "Split":
-    """The split that the settings describe."""
+def load_data(settings: Settings, raw: "RawData | None" = None) -> "Split":
+    """The split that the settings describe, of data that may have been read already."""
     from pyrovae import data
 
     return data.load(
-        settings.data,
+        settings.data if raw is None else raw,
         scale=None if settings.scaling == "none" else settings.scaling,
         dequantize=bool(settings.dequantize),
         val_fraction=settings.val_fraction,
@@ -67,7 +67,7 @@ def load_data(settings: Settings) -> "Split":
     )
 
 
-def build(settings: Settings, train: "Tensor") -> "VAE":
+def build(settings: Settings, train: "Tensor | Rows") -> "VAE":
     """The VAE that the settings describe, for these training data."""
     from pyrovae.models.vae import build_vae
 
@@ -84,7 +84,8 @@ def build(settings: Settings, train: "Tensor") -> "VAE":
     )
     counts = ("components", "encoder_components", "rank", "pseudo_inputs", "df", "seed")
     options: dict[str, Any] = {name: getattr(settings, name) for name in (*same, *counts)}
-    return build_vae(train.shape[1], settings.latent_dim, scale=settings.noise_scale, data=train, **options)
+    options |= {"scale": settings.noise_scale, "data": train}
+    return build_vae(train.shape[1], settings.latent_dim, **options)
 
 
 def check_resume(out: Path, settings: Settings, resume: str) -> bool:

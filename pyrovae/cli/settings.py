@@ -23,7 +23,7 @@ def _option(default: Any, text: str) -> Any:
 class Settings:
     """What `pyrovae train` was asked for: data, parts of the VAE, training. Names are those of the library."""
 
-    data: str = _option("digits", "digits, or idx:PATH, npy:PATH, npz:PATH, csv:PATH.")
+    data: str = _option("digits", "digits, or idx:PATH, npy:PATH, npz:PATH, csv:PATH, zarr:PATH.")
     scaling: str = _option("unit", "unit ([0, 1]), standardize, or none.")
     dequantize: bool | None = _option(
         None, "Add uniform noise to integers; by default where the data are integers."

@@ -1,6 +1,7 @@
-"""Data: digits, any idx, npy, npz or csv file, reversible transforms, and a set whose answers are known exactly."""
+"""Data: digits, any idx, npy, npz, csv or zarr file, reversible transforms, and a set whose answers are known."""
 
 from pyrovae.data.files import DataError
+from pyrovae.data.rows import Rows
 from pyrovae.data.sets import LinearGaussian, digits, linear_gaussian
 from pyrovae.data.sources import RawData, read
 from pyrovae.data.splits import Split, load, split_indices
@@ -13,6 +14,7 @@ __all__ = [
     "LinearGaussian",
     "Pipeline",
     "RawData",
+    "Rows",
     "Split",
     "digits",
     "linear_gaussian",

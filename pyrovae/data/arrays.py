@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyrovae.data.files import DataError, array_at, contents
+from pyrovae.data.files import DataError, Layout, array_at, contents
 
-__all__ = ["read_idx", "read_npy", "read_npz"]
+__all__ = ["choose", "idx_layout", "npy_layout", "read_idx", "read_npy", "read_npz"]
 
 # The third byte of an idx file (LeCun, Cortes & Burges 1998, "The MNIST database", file formats).
 IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -50,28 +50,37 @@ def read_idx(path: str) -> npt.NDArray[Any]:
         DataError: not idx, truncated anywhere, trailing bytes, no data, fewer than two axes, NaN or infinite.
     """
     raw = contents(path)
-    if any(raw[:2]):
+    return array_at(path, raw, idx_layout(path, io.BytesIO(raw)))
+
+
+def idx_layout(path: str, file: io.BytesIO | io.BufferedReader) -> Layout:
+    """What the header of an idx file says, read from its beginning.
+
+    Raises:
+        DataError: not idx, or truncated in the header.
+    """
+    head = file.read(4)
+    if any(head[:2]):
         raise DataError(
-            f"{path} is no idx file: it wants bytes 0 and 1 to be 00 00, got {raw[:2].hex(' ')}; check its kind"
+            f"{path} is no idx file: it wants bytes 0 and 1 to be 00 00, got {head[:2].hex(' ')}; check its kind"
         )
-    if len(raw) < 4:
+    if len(head) < 4:
         raise DataError(
-            f"{path} is truncated: an idx file opens with 4 bytes, and it ends at byte {len(raw)}; get another copy"
+            f"{path} is truncated: an idx file opens with 4 bytes, and it ends at byte {len(head)}; get another copy"
         )
-    code, axes = raw[2], raw[3]
+    code, axes = head[2], head[3]
     if code not in IDX_TYPES:
         known = ", ".join(f"{c:02x}" for c in IDX_TYPES)
         raise DataError(
             f"{path} is no idx file: byte 2 is the type, one of {known}, got {code:02x}; check its kind"
         )
-    offset = 4 + 4 * axes
-    if len(raw) < offset:
+    offset, lengths = 4 + 4 * axes, file.read(4 * axes)
+    if len(lengths) < 4 * axes:
         raise DataError(
             f"{path} is truncated: an idx header of {axes} axes has {offset} bytes, and it ends at byte "
-            f"{len(raw)}; get another copy"
+            f"{4 + len(lengths)}; get another copy"
         )
-    shape = struct.unpack(f">{axes}I", raw[4:offset])
-    return array_at(path, raw, offset, np.dtype(IDX_TYPES[code]), shape)
+    return Layout(offset, np.dtype(IDX_TYPES[code]), struct.unpack(f">{axes}I", lengths))
 
 
 def read_npy(path: str) -> npt.NDArray[Any]:
@@ -93,7 +102,7 @@ def read_npz(path: str, name: str | None = None) -> npt.NDArray[Any]:
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
             names = [entry.removesuffix(".npy") for entry in archive.namelist() if entry.endswith(".npy")]
-            name = _choose(path, name, names)
+            name = choose("npz", path, name, names)
             member = archive.read(f"{name}.npy")
     except DataError:
         raise
@@ -105,23 +114,38 @@ def read_npz(path: str, name: str | None = None) -> npt.NDArray[Any]:
     return _from_npy(f"{path}#{name}", member)
 
 
-def _choose(path: str, name: str | None, names: list[str]) -> str:
+def choose(kind: str, path: str, name: str | None, names: list[str]) -> str:
+    """The array of a file with several: the one of that name, or the only one.
+
+    Raises:
+        DataError: no such array, or several and no name.
+    """
     listed = ", ".join(names) or "none"
     if name is None and len(names) == 1:
         return names[0]
     if name is None:
-        raise DataError(f"{path} wants the name of one array, as in npz:{path}#NAME; it has {listed}")
+        raise DataError(f"{path} wants the name of one array, as in {kind}:{path}#NAME; it has {listed}")
     if name not in names:
         raise DataError(f"{path} has no array {name!r}; it has {listed}")
     return name
 
 
 def _from_npy(path: str, raw: bytes) -> npt.NDArray[Any]:
-    if not raw.startswith(np.lib.format.MAGIC_PREFIX):
+    return array_at(path, raw, npy_layout(path, io.BytesIO(raw)))
+
+
+def npy_layout(path: str, file: io.BytesIO | io.BufferedReader) -> Layout:
+    """What the header of an npy file says, read from its beginning. Objects are refused, never unpickled.
+
+    Raises:
+        DataError: not npy, truncated or damaged in the header, not plain numbers.
+    """
+    magic = file.read(len(np.lib.format.MAGIC_PREFIX))
+    if magic != np.lib.format.MAGIC_PREFIX:
         raise DataError(
-            f"{path} is no npy file: it wants {np.lib.format.MAGIC_PREFIX!r} at byte 0, got {raw[:6]!r}; check its kind"
+            f"{path} is no npy file: it wants {np.lib.format.MAGIC_PREFIX!r} at byte 0, got {magic!r}; check its kind"
         )
-    file = io.BytesIO(raw)
+    file.seek(0)
     try:
         version = np.lib.format.read_magic(file)
         if version not in NPY_HEADERS:
@@ -136,4 +160,4 @@ def _from_npy(path: str, raw: bytes) -> npt.NDArray[Any]:
         raise DataError(
             f"{path} wants numbers, got dtype {dtype}: {what}; save an array of floats or integers"
         )
-    return array_at(path, raw, file.tell(), dtype, shape, order="F" if fortran else "C")
+    return Layout(file.tell(), dtype, shape, "F" if fortran else "C")

@@ -3,12 +3,12 @@
 import math
 import zlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DataError", "array_at", "contents"]
+__all__ = ["GZIP", "DataError", "Layout", "array_at", "check_layout", "check_shape", "contents", "location"]
 
 GZIP = b"\x1f\x8b"
 CHUNK = 1 << 16
@@ -18,11 +18,20 @@ class DataError(ValueError):
     """Data that cannot be used: a file missing, truncated, damaged or of another kind, or values out of range."""
 
 
-def contents(path: str) -> bytes:
-    """The bytes of a file, never none; a gzip file is unpacked, whatever its name. `~` is the home folder.
+class Layout(NamedTuple):
+    """Where an array stands in a file: the byte it begins at, its type, shape and order; it ends with the file."""
+
+    offset: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    order: Literal["C", "F"] = "C"
+
+
+def location(path: str) -> Path:
+    """The place of an ordinary file. `~` is the home folder.
 
     Raises:
-        DataError: no such file, not an ordinary or readable one, empty, or damaged gzip.
+        DataError: no such file, not an ordinary one, or one that cannot be looked at.
     """
     try:
         place = Path(path).expanduser()
@@ -30,9 +39,25 @@ def contents(path: str) -> bytes:
             raise DataError(f"no such file: {path!r}, looked for from {Path.cwd()}; check the name")
         if not place.is_file():
             raise DataError(f"{path} is not an ordinary file; pass the file that holds the data")
-        raw = place.read_bytes()
     except (OSError, RuntimeError) as error:  # RuntimeError: ~ of an unknown user
-        raise DataError(f"{path} cannot be read ({error}); check the name and the permissions") from error
+        raise _unreadable(path, error) from error
+    return place
+
+
+def _unreadable(path: str, error: Exception) -> DataError:
+    return DataError(f"{path} cannot be read ({error}); check the name and the permissions")
+
+
+def contents(path: str) -> bytes:
+    """The bytes of a file, never none; a gzip file is unpacked, whatever its name. `~` is the home folder.
+
+    Raises:
+        DataError: no such file, not an ordinary or readable one, empty, or damaged gzip.
+    """
+    try:
+        raw = location(path).read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
     raw = _gunzip(path, raw) if raw.startswith(GZIP) else raw
     if not raw:
         raise DataError(f"{path} is empty, 0 bytes; get another copy")
@@ -62,19 +87,44 @@ def _gunzip(path: str, raw: bytes) -> bytes:
     return b"".join(pieces)
 
 
-def array_at(
-    path: str,
-    raw: bytes,
-    offset: int,
-    dtype: np.dtype[Any],
-    shape: tuple[int, ...],
-    order: Literal["C", "F"] = "C",
-) -> npt.NDArray[Any]:
-    """The array of that type and shape which fills `raw` from byte `offset` to its end, a copy in native byte order.
+def array_at(path: str, raw: bytes, layout: Layout) -> npt.NDArray[Any]:
+    """The array that fills `raw` from its offset to the end, a copy in native byte order.
 
     Raises:
-        DataError: fewer than two axes, no data, too few bytes or too many, NaN or infinite values.
+        DataError: as `check_layout`, or NaN or infinite values.
     """
+    check_layout(path, layout, len(raw))
+    offset, dtype, shape, order = layout
+    values = np.frombuffer(raw, dtype, offset=offset).reshape(shape, order=order)
+    _refuse_non_finite(path, values, layout)
+    return values.astype(dtype.newbyteorder("="), order="C")
+
+
+def check_layout(path: str, layout: Layout, size: int) -> None:
+    """Compare what a header says with the `size` of the unpacked file in bytes.
+
+    Raises:
+        DataError: fewer than two axes, no data, too few bytes or too many.
+    """
+    check_shape(path, layout.shape)
+    offset, dtype, shape, order = layout
+    row = math.prod(shape[1:]) * dtype.itemsize
+    wanted = offset + shape[0] * row
+    if size < wanted:
+        place = f", within row {(size - offset) // row}" if order == "C" and size >= offset else ""
+        raise DataError(
+            f"{path} is truncated: shape {shape} of {dtype.name} wants {wanted} bytes, and it ends at byte {size}"
+            f"{place}; get another copy"
+        )
+    if size > wanted:
+        raise DataError(
+            f"{path} has trailing bytes: shape {shape} of {dtype.name} ends at byte {wanted}, the file at byte {size}; "
+            "get another copy"
+        )
+
+
+def check_shape(path: str, shape: tuple[int, ...]) -> None:
+    """Refuse an array that has fewer than two axes, or no data."""
     if len(shape) < 2:
         raise DataError(
             f"{path} wants one row a datum and so two axes or more, got shape {shape}, as labels have; pass the "
@@ -84,27 +134,14 @@ def array_at(
         raise DataError(
             f"{path} holds no data, its shape is {shape}; pass an array without an axis of length 0"
         )
-    wanted, got = offset + math.prod(shape) * dtype.itemsize, len(raw)
-    if got < wanted:
-        raise DataError(
-            f"{path} is truncated: shape {shape} of {dtype.name} wants {wanted} bytes, and it ends at byte {got}; get "
-            "another copy"
-        )
-    if got > wanted:
-        raise DataError(
-            f"{path} has trailing bytes: shape {shape} of {dtype.name} ends at byte {wanted}, the file at byte {got}; "
-            "get another copy"
-        )
-    values = np.frombuffer(raw, dtype, offset=offset).reshape(shape, order=order)
-    _refuse_non_finite(path, values, offset, order)
-    return values.astype(dtype.newbyteorder("="), order="C")
 
 
-def _refuse_non_finite(path: str, values: npt.NDArray[Any], offset: int, order: Literal["C", "F"]) -> None:
+def _refuse_non_finite(path: str, values: npt.NDArray[Any], layout: Layout) -> None:
     if values.dtype.kind != "f" or np.isfinite(values).all():
         return
     index = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
-    place = offset + int(np.ravel_multi_index(index, values.shape, order=order)) * values.dtype.itemsize
+    number = int(np.ravel_multi_index(index, values.shape, order=layout.order))
+    place = layout.offset + number * values.dtype.itemsize
     raise DataError(
         f"{path} wants finite numbers, got {values[index]} in row {index[0]}, at index {list(index)}, byte {place}; "
         "remove or fill such values"

@@ -4,23 +4,24 @@ import copy
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pyrovae.data.files import DataError
+from pyrovae.data.rows import Rows
+from pyrovae.data.scaling import FULL_RANGE, Index, transformed, transformed_rows
 from pyrovae.data.sources import RawData, read
-from pyrovae.data.transforms import Affine, Dequantize, Pipeline
+from pyrovae.data.survey import survey
+from pyrovae.data.tensors import block_rows
+from pyrovae.data.transforms import Affine, Pipeline
 from pyrovae.seeding import block_seed, seeded
 
 __all__ = ["Split", "load", "split_indices"]
 
 SCALES = (None, "unit", "standardize")
 DTYPES = (torch.float32, torch.float64)
-FULL_RANGE = {"uint8": 255.0, "bool": 1.0}
 ORDER, NOISE = 0, 1  # the blocks of a seed
-Index = tuple[Int[Tensor, " n_train"], Int[Tensor, " n_val"], Int[Tensor, " n_test"]]
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,13 @@ class Split:
 
     Each datum is a row `[X]`; `x.unflatten(-1, event_shape)` makes images of rows again. `pipeline.inverse` gives raw
     units back, and `pipeline.log_abs_det` added to log p gives that of the raw data. `notes` say what was
-    unusual: constant columns, values out of range.
+    unusual: constant columns, values out of range. Parts of data that are mapped are `Rows`, which give tensors when
+    they are indexed.
     """
 
-    train: Float[Tensor, "n_train x"]
-    val: Float[Tensor, "n_val x"]
-    test: Float[Tensor, "n_test x"]
+    train: Float[Tensor, "n_train x"] | Rows
+    val: Float[Tensor, "n_val x"] | Rows
+    test: Float[Tensor, "n_test x"] | Rows
     train_index: Int[Tensor, " n_train"]
     val_index: Int[Tensor, " n_val"]
     test_index: Int[Tensor, " n_test"]
@@ -61,7 +63,7 @@ class Split:
 
 
 def load(
-    spec: str,
+    spec: str | RawData,
     *,
     scale: str | None = None,
     dequantize: bool = False,
@@ -69,6 +71,7 @@ def load(
     test_fraction: float = 0.15,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
+    memory: str = "auto",
 ) -> Split:
     """Load a data set or a file, split it, and scale it by statistics of its training part only.
 
@@ -78,8 +81,13 @@ def load(
     column of the training part mean 0 and standard deviation 1. A constant column is shifted and not scaled.
     Validation and test data may then lie outside [0, 1]. `notes` name both.
 
+    Data that are mapped, `memory`, are read once for their fingerprint and limits, and to see that they are finite;
+    "standardize" reads the training part twice more, "unit" without bytes the other parts once. Every number is then
+    the one that data in memory would have, to the last bit.
+
     Args:
-        spec: `digits`, `idx:PATH`, `npy:PATH`, `npz:PATH`, `npz:PATH#NAME` or `csv:PATH`, as for `read`.
+        spec: `digits`, `idx:PATH`, `npy:PATH`, `npz:PATH`, `npz:PATH#NAME`, `csv:PATH`, `zarr:PATH` or
+            `zarr:PATH#NAME`, as for `read`; or what `read` gave.
         scale: `"unit"`, `"standardize"`, or None for raw units.
         dequantize: whether to add noise, uniform on (0, 1), to integers; a density of integers can grow
             without bound, and that of the sum bounds their log probability (Theis et al. 2016).
@@ -87,6 +95,7 @@ def load(
         test_fraction: share for testing, 0 or more; both together below 1.
         seed: of split and noise, 0 or more.
         dtype: of the result, float32 or float64.
+        memory: "read", "map" or "auto", as for `read`; of no use where `spec` is what `read` gave.
 
     Returns:
         Rows `[n, X]`. `pipeline.forward` of all raw rows, in their order, is what was split.
@@ -111,23 +120,35 @@ def load(
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}; pass one of these")
     check_fractions(val_fraction, test_fraction)
-    raw = read(spec)
+    raw = read(spec, memory) if isinstance(spec, str) else spec
+    noise_seed = block_seed(seed, NOISE) if dequantize else None
     try:
         index = split_indices(len(raw.values), val_fraction, test_fraction, seed)
-        (train, val, test), pipeline = _transformed(
-            raw, index, scale, dequantize, block_seed(seed, NOISE), dtype
-        )
+        parts, pipeline, sha256 = _parts(raw, index, scale, noise_seed, dtype)
     except DataError as error:
-        raise DataError(f"{spec}: {error}") from error
+        raise _named(raw.spec, error) from error
     options = {"scale": scale, "dequantize": dequantize, "dtype": str(dtype).removeprefix("torch.")}
     fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction, "seed": seed}
-    facts = {"spec": spec, **options, **fractions, "columns": list(raw.columns), "sha256": raw.sha256}
-    notes = [
-        *_constant_columns(pipeline, raw.columns),
-        *_outside(scale, val, "validation"),
-        *_outside(scale, test, "test"),
-    ]
+    facts = {"spec": raw.spec, **options, **fractions, "columns": list(raw.columns), "sha256": sha256}
+    notes = _constant_columns(pipeline, raw.columns)
+    if scale == "unit" and raw.values.dtype.name not in FULL_RANGE:
+        notes += [*_outside(parts[1], "validation"), *_outside(parts[2], "test")]
+    train, val, test = parts
     return Split(train, val, test, *index, raw.event_shape, pipeline, tuple(notes), facts)
+
+
+def _parts(
+    raw: RawData, index: Index, scale: str | None, noise_seed: int | None, dtype: torch.dtype
+) -> tuple[list[Tensor] | list[Rows], Pipeline, str]:
+    """The three parts, how they were transformed, and the fingerprint of the raw data."""
+    if not raw.is_mapped:
+        return *transformed(raw, index, scale, noise_seed, dtype), raw.sha256
+    seen = survey(raw, index[0])
+    return *transformed_rows(raw, seen, index, scale, noise_seed, dtype), seen.sha256
+
+
+def _named(spec: str, error: DataError) -> DataError:
+    return error if str(error).startswith(spec) else DataError(f"{spec}: {error}")
 
 
 def split_indices(num_data: int, val_fraction: float, test_fraction: float, seed: int) -> Index:
@@ -168,47 +189,6 @@ def check_fractions(val_fraction: float, test_fraction: float) -> None:
         )
 
 
-def _transformed(
-    raw: RawData, index: Index, scale: str | None, dequantize: bool, seed: int, dtype: torch.dtype
-) -> tuple[list[Tensor], Pipeline]:
-    """The three parts, transformed, and how: noise drawn for all rows at once, the scale fitted on the first part."""
-    x = _as_tensor(raw.values, dtype)
-    _check_size([x], dtype)
-    width = x.shape[1]
-    noise = Pipeline(width, (Dequantize.fit(x, dtype, seed),) if dequantize else ())
-    x = noise.forward(x)
-    parts = [x[rows] for rows in index]
-    affine = Pipeline(width, (_fit_scale(scale, raw, parts[0], noise),) if scale else ())
-    parts = [affine.forward(part).to(dtype) for part in parts]
-    _check_size(parts, dtype)
-    return parts, Pipeline(width, noise.steps + affine.steps)
-
-
-def _check_size(parts: list[Tensor], dtype: torch.dtype) -> None:
-    """Refuse what became infinite, or would in raw units."""
-    if not all(limit.to(dtype).isfinite() for x in parts if len(x) for limit in x.aminmax()):
-        name = str(dtype).removeprefix("torch.")
-        raise DataError(f"numbers are too large for {name}; pass dtype=torch.float64, or divide them first")
-
-
-def _as_tensor(values: Shaped[np.ndarray, "n x"], dtype: torch.dtype) -> Float[Tensor, "n x"]:
-    """float32 where it holds the raw numbers exactly and is asked for, else float64."""
-    exact = np.result_type(values.dtype, np.float32) == np.float32 and dtype == torch.float32
-    if values.dtype.kind == "f" and not exact:
-        values = values.astype(np.float64)  # torch has no longer type
-    return torch.from_numpy(values).to(torch.float32 if exact else torch.float64)
-
-
-def _fit_scale(scale: str, raw: RawData, train: Float[Tensor, "n_train x"], noise: Pipeline) -> Affine:
-    if scale == "standardize":
-        return Affine.standardize(train)
-    step = float(len(noise.steps))
-    if raw.values.dtype.name in FULL_RANGE:
-        return Affine((0.0,), (FULL_RANGE[raw.values.dtype.name] + step,))
-    integers = noise.inverse(train)
-    return Affine.unit(integers.reshape(-1, 1) if len(raw.event_shape) > 1 else integers, step)
-
-
 def _constant_columns(pipeline: Pipeline, names: tuple[str, ...]) -> list[str]:
     constant = [column for step in pipeline.steps if isinstance(step, Affine) for column in step.constant]
     if not constant:
@@ -218,10 +198,10 @@ def _constant_columns(pipeline: Pipeline, names: tuple[str, ...]) -> list[str]:
     return [f"{len(constant)} constant in the training part, shifted and not scaled: column {listed}{more}"]
 
 
-def _outside(scale: str | None, x: Float[Tensor, "n x"], part: str) -> list[str]:
-    count = int(((x < 0) | (x > 1)).any(1).sum()) if scale == "unit" else 0
-    return (
-        [f"{count} of {len(x)} {part} data reach outside [0, 1], the range of the training part"]
-        if count
-        else []
-    )
+def _outside(x: Float[Tensor, "n x"] | Rows, part: str) -> list[str]:
+    rows = x.in_order() if isinstance(x, Rows) else x
+    blocks = rows.split(block_rows(rows.shape[1]))
+    count = sum(int(((block < 0) | (block > 1)).any(1).sum()) for block in blocks)
+    if not count:
+        return []
+    return [f"{count} of {len(x)} {part} data reach outside [0, 1], the range of the training part"]

@@ -1,22 +1,32 @@
 """Reversible transforms of data, and the log-determinant that turns log p of what they give into that of raw data."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Real, Shaped
 from torch import Tensor
 
 from pyrovae.data.files import DataError
+from pyrovae.data.tensors import block_rows
 from pyrovae.seeding import seeded
 
-__all__ = ["Affine", "Dequantize", "Pipeline"]
+__all__ = ["Affine", "Blocks", "Dequantize", "Pipeline", "no_integer"]
 
 MIN_NOISE_BITS = 4
-BLOCK = 4096  # rows at a time, where a copy of all would be slow
 ROUNDING_BITS = 5  # what an affine map there and back may lose at the low end of a number
+
+
+@runtime_checkable
+class Blocks(Protocol):
+    """Rows of numbers that come in blocks, again at every call: a tensor, or `Rows`."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    def split(self, size: int) -> Iterable[Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -70,14 +80,15 @@ class Dequantize:
         Raises:
             DataError: a number that is no integer.
         """
-        if not all((rows == rows.floor()).all() for rows in x.split(BLOCK)):
+        if not all((rows == rows.floor()).all() for rows in x.split(block_rows(x.shape[1]))):
             row, column = (int(i) for i in (x != x.floor()).nonzero()[0])
-            raise DataError(
-                f"dequantize wants integers, got {float(x[row, column])} in row {row}, column {column}; multiply the "
-                "data to integers, or leave it out for continuous data"
-            )
+            raise no_integer(float(x[row, column]), row, column)
         with seeded(self.seed):
             u = torch.rand(x.shape, dtype=torch.float32)
+        return self.fill(x, u)
+
+    def fill(self, x: Float[Tensor, "n x"], u: Float[Tensor, "n x"]) -> Float[Tensor, "n x"]:
+        """x + u for u of one's own, float32 on [0, 1), which is rounded to `bits` in place."""
         steps = 2.0**self.bits
         return u.mul_(steps).floor_().add_(0.5).div_(steps).to(x).add_(x)
 
@@ -88,6 +99,14 @@ class Dequantize:
     def log_abs_det(self, width: int) -> float:
         """0: noise moves a datum and scales nothing."""
         return 0.0
+
+
+def no_integer(value: float, row: int, column: int) -> DataError:
+    """What is said of a number that cannot be dequantized."""
+    return DataError(
+        f"dequantize wants integers, got {value} in row {row}, column {column}; multiply the data to integers, or "
+        "leave it out for continuous data"
+    )
 
 
 @dataclass(frozen=True)
@@ -125,14 +144,22 @@ class Affine:
         return cls._fitted(lower, upper - lower, lower == upper)
 
     @classmethod
-    def standardize(cls, x: Real[Tensor, "n x"]) -> "Affine":
-        """Give each column mean 0 and standard deviation 1 (divided by n, not n - 1)."""
-        blocks = x.split(BLOCK)
-        mean = torch.stack([rows.double().sum(0) for rows in blocks]).sum(0) / len(x)
-        squares = [(rows.double() - mean).square_().sum(0) for rows in blocks]
-        std = (torch.stack(squares).sum(0) / len(x)).sqrt()
-        constant = (x.amin(0) == x.amax(0)) | (std == 0)
-        return cls._fitted(torch.where(constant, x[0].double(), mean), std, constant)
+    def standardize(cls, x: Real[Tensor, "n x"] | Blocks) -> "Affine":
+        """Give each column mean 0 and standard deviation 1 (divided by n, not n - 1); `Rows` are read twice."""
+        size, first = block_rows(x.shape[1]), next(iter(x.split(1)))[0].double()
+        # Filled in place: small results kept between blocks would keep memory from being used again.
+        sums = first.new_empty(-(-x.shape[0] // size), x.shape[1])
+        lower, upper = first.clone(), first.clone()
+        for total, rows in zip(sums, x.split(size), strict=True):
+            torch.sum(rows.double(), 0, out=total)
+            torch.minimum(lower, rows.amin(0), out=lower)
+            torch.maximum(upper, rows.amax(0), out=upper)
+        mean = sums.sum(0) / x.shape[0]
+        for total, rows in zip(sums, x.split(size), strict=True):
+            torch.sum((rows.double() - mean).square_(), 0, out=total)
+        std = (sums.sum(0) / x.shape[0]).sqrt()
+        constant = (lower == upper) | (std == 0)
+        return cls._fitted(torch.where(constant, first, mean), std, constant)
 
     @classmethod
     def _fitted(

@@ -71,7 +71,7 @@ Make = Callable[[Recipe], nn.Module]
 MakePrior = Callable[[Recipe, nn.Module, Tensor | None], nn.Module]
 
 
-def make_parts(recipe: Recipe, data: Tensor | None = None) -> tuple[nn.Module, nn.Module, nn.Module]:
+def make_parts(recipe: Recipe, data: Any = None) -> tuple[nn.Module, nn.Module, nn.Module]:
     """(prior, decoder, encoder) of a recipe, with weights from the current random state."""
     decoder = DECODERS[recipe.decoder](recipe)
     encoder = ENCODERS[recipe.encoder](recipe)
@@ -81,7 +81,7 @@ def make_parts(recipe: Recipe, data: Tensor | None = None) -> tuple[nn.Module, n
     return prior, decoder, encoder
 
 
-def _pseudo_inputs(recipe: Recipe, data: Tensor | None) -> Tensor:
+def _pseudo_inputs(recipe: Recipe, data: Any) -> Tensor:
     """Different rows of the data, drawn by chance; without data, draws of a standard normal."""
     check_width("pseudo_inputs", recipe.pseudo_inputs)
     if data is None:

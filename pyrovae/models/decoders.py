@@ -132,7 +132,7 @@ class GaussianDecoder(nn.Module):
             with torch.no_grad():
                 update((x, *self._outputs(z)) for x, z in draws)
 
-    def end_epoch(self, *data: Tensor) -> None:
+    def end_epoch(self, *data: Any) -> None:
         """Called by `fit` after each epoch: lets the noise look at itself."""
         self.noise.end_epoch(*data)
 

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -46,7 +47,7 @@ class FixedNoise(nn.Module):
         """sigma."""
         return self.scale
 
-    def end_epoch(self, *data: Tensor) -> None:
+    def end_epoch(self, *data: Any) -> None:
         """Nothing to do."""
 
 
@@ -82,7 +83,7 @@ class SharedNoise(nn.Module):
         """sigma."""
         return torch.hypot(self.log_scale.exp(), self.min_scale)
 
-    def end_epoch(self, *data: Tensor) -> None:
+    def end_epoch(self, *data: Any) -> None:
         """Warn, once, when the floor rather than the data sets sigma, or one of them."""
         if not self._has_warned and bool((self.log_scale.detach().exp() < self.min_scale).any()):
             self._has_warned = True
@@ -141,7 +142,7 @@ class HeteroscedasticNoise(nn.Module):
     def _free(self, log_variance: Tensor) -> Tensor:
         return self.scale * (0.5 * log_variance.clamp(max=MAX_LOG_VARIANCE)).exp()
 
-    def end_epoch(self, *data: Tensor) -> None:
+    def end_epoch(self, *data: Any) -> None:
         """Nothing to do: `update` sees the network's output."""
 
     def update(self, blocks: Iterable[tuple[Tensor, Tensor, Tensor | None]]) -> None:
@@ -185,7 +186,7 @@ class OptimalNoise(nn.Module):
         """sigma."""
         return self.scale
 
-    def end_epoch(self, *data: Tensor) -> None:
+    def end_epoch(self, *data: Any) -> None:
         """Nothing to do: `update` sees the residuals."""
 
     def update(self, blocks: Iterable[tuple[Tensor, Tensor, Tensor | None]]) -> None:

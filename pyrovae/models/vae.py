@@ -105,7 +105,7 @@ class VAE(PyroModule):
         prior = Frozen(parts, lambda z: self.prior().log_prob(z))
         return lambda z: (prior.frozen(z.flatten(0, 1)).unflatten(0, z.shape[:2]), likelihood(z))
 
-    def end_epoch(self, *data: Tensor) -> None:
+    def end_epoch(self, *data: Any) -> None:
         """Called by `fit` after each epoch: shows draws to the decoder's noise, then calls the parts that want it."""
         update = getattr(self.decoder, "update_noise", None)
         if callable(update) and data:
@@ -115,7 +115,7 @@ class VAE(PyroModule):
             if callable(hook):
                 hook(*data)
 
-    def _draws(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _draws(self, x: Any) -> Iterator[tuple[Tensor, Tensor]]:
         """Blocks of (x, z), one draw z of the guide for each datum."""
         rows = max(1, min(MAX_ROWS, MAX_NUMBERS // max(1, x[:1].numel())))
         for block in x.split(rows):
@@ -174,7 +174,7 @@ def build_vae(
     df: float = 5.0,
     image_shape: Sequence[int] | None = None,
     channels: Sequence[int] = (32, 64),
-    data: Tensor | None = None,
+    data: Any = None,
     seed: int | None = None,
 ) -> VAE:
     """A VAE for rows of numbers, from the names of its parts.

@@ -1,18 +1,57 @@
 """Data for training: checked at the door, shuffled as a function of seed and epoch, cut into batches."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
-__all__ = ["blocks", "check_data", "check_val_data", "derive_seed", "epoch_order", "minibatches"]
+__all__ = [
+    "Data",
+    "RowSource",
+    "blocks",
+    "check_data",
+    "check_val_data",
+    "derive_seed",
+    "epoch_order",
+    "minibatch_indices",
+    "minibatches",
+    "take",
+]
 
 
-def check_data(name: str, data: Sequence[Any]) -> tuple[Tensor, ...]:
+CHECKED = 1 << 24
+"""Numbers of a row source to look at together."""
+
+
+@runtime_checkable
+class RowSource(Protocol):
+    """Data that stay elsewhere, as `pyrovae.data.Rows`: an index or a slice of it is a tensor of those rows."""
+
+    dtype: torch.dtype
+    device: torch.device
+    is_checked: bool
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any) -> Tensor: ...
+
+    def split(self, size: int) -> Iterable[Tensor]: ...
+
+
+Data = Tensor | RowSource
+
+
+def check_data(name: str, data: Sequence[Any]) -> tuple[Data, ...]:
     """The same tensors, detached, after checking that they are finite and have one row for each datum.
+
+    A `RowSource` stands for a tensor: it comes back as it is, and is read once unless it `is_checked`.
 
     Raises:
         TypeError: something is not a tensor.
@@ -29,21 +68,21 @@ def check_data(name: str, data: Sequence[Any]) -> tuple[Tensor, ...]:
                 f"all of {name} must have one row for each datum, got {len(data[0])} rows in {name}[0] and {len(x)} "
                 f"in {name}[{index}]; pass what is shared by all data with functools.partial"
             )
-    return tuple(x.detach() for x in data)
+    return tuple(x.detach() if isinstance(x, Tensor) else x for x in data)
 
 
 def _check_tensor(name: str, x: Any) -> None:
-    if not isinstance(x, Tensor):
+    if not isinstance(x, Tensor | RowSource):
         raise TypeError(
             f"{name} must be a torch.Tensor, got {type(x).__name__}; convert it with torch.as_tensor"
         )
-    if x.dim() == 0 or len(x) == 0:
+    if len(x.shape) == 0 or len(x) == 0:
         raise ValueError(
             f"{name} must have at least one row, got shape {list(x.shape)}; pass one row for each datum"
         )
-    if not (x.is_floating_point() or x.is_complex()):
+    if not (x.dtype.is_floating_point or x.dtype.is_complex) or (isinstance(x, RowSource) and x.is_checked):
         return
-    finite = torch.isfinite(x.reshape(len(x), -1)).all(dim=1)
+    finite = _finite_rows(x)
     if not finite.all():
         row = int((~finite).int().argmax())
         raise ValueError(
@@ -52,7 +91,14 @@ def _check_tensor(name: str, x: Any) -> None:
         )
 
 
-def check_val_data(val_data: Any, data: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+def _finite_rows(x: Data) -> Bool[Tensor, " n"]:
+    """Whether each row is finite, a row source read in blocks."""
+    size = max(1, CHECKED // max(1, math.prod(x.shape[1:])))
+    parts = [x] if isinstance(x, Tensor) else x.split(size)
+    return torch.cat([torch.isfinite(part.reshape(len(part), -1)).all(dim=1) for part in parts])
+
+
+def check_val_data(val_data: Any, data: tuple[Data, ...]) -> tuple[Data, ...] | None:
     """Validation data, one tensor or a tuple of them, as a checked tuple whose rows look like those of `data`."""
     if val_data is None:
         return None
@@ -80,22 +126,45 @@ def epoch_order(num_data: int, seed: int, epoch: int) -> Int[Tensor, " n"]:
     return torch.randperm(num_data, generator=generator)
 
 
-def minibatches(
-    data: tuple[Tensor, ...], batch_size: int, seed: int, epoch: int, start: int = 0
-) -> Iterator[tuple[Tensor, ...]]:
-    """The shuffled batches of one epoch from number `start` on, the ragged last one included.
+def minibatch_indices(
+    num_data: int, batch_size: int, seed: int, epoch: int, start: int = 0
+) -> Iterator[Int[Tensor, " b"]]:
+    """The rows of the shuffled batches of one epoch from number `start` on, the ragged last one included.
 
-    They are gathered where the data are. One batch of everything keeps its order.
+    One batch of everything keeps the order of the data.
+
+    >>> [index.tolist() for index in minibatch_indices(3, 8, seed=0, epoch=5)]
+    [[0, 1, 2]]
     """
-    num_data = len(data[0])
     if batch_size >= num_data:
-        yield from [data][start:]
+        yield from [torch.arange(num_data)][start:]
         return
     order = epoch_order(num_data, seed, epoch)[start * batch_size :]
-    for index in order.to(data[0].device).split(batch_size):
-        yield tuple(x.index_select(0, index) for x in data)
+    yield from order.split(batch_size)
 
 
-def blocks(data: tuple[Tensor, ...], size: int) -> Iterator[tuple[Tensor, ...]]:
+def take(data: Sequence[Data], index: Int[Tensor, " b"]) -> tuple[Tensor, ...]:
+    """Those rows of all the data, gathered where they are."""
+    return tuple(
+        x.index_select(0, index.to(x.device, non_blocking=True)) if isinstance(x, Tensor) else x[index]
+        for x in data
+    )
+
+
+def minibatches(
+    data: tuple[Data, ...], batch_size: int, seed: int, epoch: int, start: int = 0
+) -> Iterator[tuple[Tensor, ...]]:
+    """The batches of one epoch from number `start` on: `take` of `minibatch_indices`.
+
+    One batch of everything is the data themselves, not a copy.
+    """
+    if batch_size >= len(data[0]):
+        yield from [tuple(x if isinstance(x, Tensor) else x[:] for x in data)][start:]
+        return
+    for index in minibatch_indices(len(data[0]), batch_size, seed, epoch, start):
+        yield take(data, index)
+
+
+def blocks(data: tuple[Data, ...], size: int) -> Iterator[tuple[Tensor, ...]]:
     """The data in order, `size` rows at a time."""
     yield from zip(*(x.split(size) for x in data), strict=True)
