@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pyrovae import data as data
     from pyrovae.diagnostics.audit import audit as audit
+    from pyrovae.diagnostics.calibration import calibrate as calibrate
     from pyrovae.diagnostics.comparison import compare as compare
     from pyrovae.diagnostics.decomposition import decompose as decompose
     from pyrovae.diagnostics.evidence import log_evidence as log_evidence
     from pyrovae.diagnostics.evidence_table import evidence_table as evidence_table
+    from pyrovae.diagnostics.gaps import inference_gaps as inference_gaps
     from pyrovae.diagnostics.gradients import gradient_statistics as gradient_statistics
     from pyrovae.diagnostics.reconstruction import reconstruct as reconstruct
     from pyrovae.diagnostics.reference import sample_posterior as sample_posterior
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from pyrovae.models.networks import mlp as mlp
     from pyrovae.models.vae import VAE as VAE
     from pyrovae.models.vae import build_vae as build_vae
+    from pyrovae.reporting.report import write_report as write_report
     from pyrovae.results import Evidence as Evidence
     from pyrovae.results import read as read
     from pyrovae.results import write as write
@@ -44,6 +47,7 @@ _HOMES = {
     "Target": "pyrovae.target",
     "VAE": "pyrovae.models.vae",
     "audit": "pyrovae.diagnostics.audit",
+    "calibrate": "pyrovae.diagnostics.calibration",
     "build_vae": "pyrovae.models.vae",
     "compare": "pyrovae.diagnostics.comparison",
     "decompose": "pyrovae.diagnostics.decomposition",
@@ -52,6 +56,7 @@ _HOMES = {
     "fit": "pyrovae.training.fit",
     "gradient_summary": "pyrovae.results.gradients",
     "gradient_statistics": "pyrovae.diagnostics.gradients",
+    "inference_gaps": "pyrovae.diagnostics.gaps",
     "load": "pyrovae.training.checkpoint",
     "log_evidence": "pyrovae.diagnostics.evidence",
     "mlp": "pyrovae.models.networks",
@@ -64,6 +69,7 @@ _HOMES = {
     "summary": "pyrovae.results.summary",
     "verdict_sentences": "pyrovae.results.verdicts",
     "write": "pyrovae.results",
+    "write_report": "pyrovae.reporting.report",
 }
 _MODULES = {
     "data": "pyrovae.data",

@@ -2,10 +2,14 @@
 
 import typer
 
+from pyrovae.cli.audit import audit
 from pyrovae.cli.demo import demo
 from pyrovae.cli.doctor import doctor
+from pyrovae.cli.gaps import gaps
 from pyrovae.cli.gradients import gradients
 from pyrovae.cli.measure import decompose, evidence, reconstruct
+from pyrovae.cli.merge import merge
+from pyrovae.cli.report import report
 from pyrovae.cli.train import train
 
 __all__ = ["app"]
@@ -16,5 +20,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-for command in (demo, train, evidence, gradients, decompose, reconstruct, doctor):
+COMMANDS = (demo, train, audit, evidence, gradients, gaps, decompose, reconstruct, report, merge, doctor)
+for command in COMMANDS:
     app.command()(command)

@@ -17,7 +17,7 @@ import xarray as xr
 
 from pyrovae.results.schema import check
 
-__all__ = ["content_hash", "read", "read_lazily", "write", "written_in_parts"]
+__all__ = ["content_hash", "put_in_place", "read", "read_lazily", "write", "written_in_parts"]
 
 CHUNK_BYTES: Final = 1 << 24
 """Of a chunk of draws: what is read for a single datum, and far below the 2 GiB that a compressor takes."""
@@ -54,7 +54,7 @@ def write(tree: xr.DataTree, path: str | os.PathLike[str]) -> None:
         if target.suffix == ".zarr":
             # Format 2: format 3 has no specification for strings yet.
             tree.to_zarr(temporary, zarr_format=2)
-            _replace_folder(temporary, target)
+            put_in_place(temporary, target)
         else:
             tree.to_netcdf(temporary, engine="h5netcdf")
             _sync(temporary)
@@ -95,13 +95,17 @@ def read_lazily(path: str | os.PathLike[str]) -> xr.DataTree:
 
 @contextlib.contextmanager
 def written_in_parts(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str], attrs: Mapping[str, Any] | None = None
 ) -> Iterator[Callable[[Mapping[str, xr.Dataset]], None]]:
     """Write a zarr tree part by part, for arrays that do not fit in memory: the block is given a function to add parts.
 
     A part is {group: Dataset}, as made by `group`. A group that is new is written; one that is there grows along
     `datum`, and takes the attributes of its last part. Chunks hold all draws of a few data. The tree stands beside
     `path` under another name until the block ends and the whole is checked; if anything fails, it is removed.
+
+    Args:
+        path: Where the tree is to stand.
+        attrs: Strings and numbers, the attributes of its root.
 
     Raises:
         FileExistsError: If there is something at `path`: a result of hours is not replaced by one that may yet fail.
@@ -141,13 +145,27 @@ def written_in_parts(
         yield add
         if not temporary.exists():
             raise ValueError(f"no part was added, so there is nothing to write at {target}")
-        _consolidate(temporary)
+        _consolidate(temporary, attrs or {})
         with xr.open_datatree(temporary, engine="zarr") as tree:
             check(tree)
         os.rename(temporary, target)
     finally:
         _remove(temporary)
     _sync(target.parent)
+
+
+def put_in_place(temporary: Path, target: Path) -> None:
+    """Put a folder where another may be: the old one is moved aside first, and back if the move fails."""
+    aside = temporary.with_name(f"{temporary.name}.old")
+    if target.exists():
+        os.replace(target, aside)
+    try:
+        os.replace(temporary, target)
+    except BaseException:
+        if aside.exists():
+            os.replace(aside, target)
+        raise
+    _remove(aside)
 
 
 def content_hash(tree: xr.DataTree) -> str:
@@ -176,9 +194,10 @@ def content_hash(tree: xr.DataTree) -> str:
         digest.update(_line([node.path, _settings(dict(dataset.attrs)), sorted(variables)]))
         for name in sorted(variables):
             variable = variables[name]
-            kind, content = _bytes(variable.values)
-            digest.update(_line([name, list(variable.dims), list(variable.shape), kind, len(content)]))
-            digest.update(content)
+            kind, size, pieces = _bytes(variable)
+            digest.update(_line([name, list(variable.dims), list(variable.shape), kind, size]))
+            for piece in pieces:
+                digest.update(piece)
     return digest.hexdigest()
 
 
@@ -212,25 +231,12 @@ def _few(array: xr.DataArray) -> int:
     return max(1, min(size, CHUNK_BYTES * size // max(1, array.nbytes)))
 
 
-def _consolidate(folder: Path) -> None:
-    """Let a reader find all metadata in one file."""
+def _consolidate(folder: Path, attrs: Mapping[str, Any]) -> None:
+    """Write the attributes of the root, and let a reader find all metadata in one file."""
     import zarr
 
+    zarr.open_group(folder, mode="r+").attrs.update(attrs)
     zarr.consolidate_metadata(folder)
-
-
-def _replace_folder(temporary: Path, target: Path) -> None:
-    """Put a folder where another may be: the old one is moved aside first, and back if the move fails."""
-    aside = temporary.with_name(f"{temporary.name}.old")
-    if target.exists():
-        os.replace(target, aside)
-    try:
-        os.replace(temporary, target)
-    except BaseException:
-        if aside.exists():
-            os.replace(aside, target)
-        raise
-    _remove(aside)
 
 
 def _remove(path: Path) -> None:
@@ -270,11 +276,21 @@ def _line(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True).encode() + b"\n"
 
 
-def _bytes(array: np.ndarray) -> tuple[str, bytes]:
-    """An array's kind and content, before and after a file: little-endian, one NaN, strings as JSON."""
-    if array.dtype.kind in "UO":
-        return "string", _line(array.tolist())
+def _bytes(variable: xr.Variable) -> tuple[str, int, Iterator[bytes]]:
+    """An array's kind, size and content, before and after a file: little-endian, one NaN, strings as JSON.
+
+    What is large comes in pieces, one for each entry of the first axis, so that a file need not fit in memory.
+    """
+    if variable.dtype.kind in "UO":
+        line = _line(variable.values.tolist())
+        return "string", len(line), iter([line])
+    little = variable.dtype.newbyteorder("<")
+    is_large = variable.ndim > 0 and variable.nbytes > CHUNK_BYTES
+    parts = (variable[i] for i in range(len(variable))) if is_large else iter([variable])
+    return little.str, variable.nbytes, (_number_bytes(part.values, little) for part in parts)
+
+
+def _number_bytes(array: np.ndarray, dtype: np.dtype[Any]) -> bytes:
     if array.dtype.kind == "f":
         array = np.where(np.isnan(array), array.dtype.type(np.nan), array)
-    little = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"))
-    return little.dtype.str, little.tobytes()
+    return np.ascontiguousarray(array).astype(dtype).tobytes()
