@@ -1,4 +1,4 @@
-"""`pyrovae demo`: train on real digits, audit held-out ones."""
+"""`pyrovae demo`: train on real digits, audit held-out ones, and write the report."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,10 +28,11 @@ def demo(
     max_epochs: Annotated[int, typer.Option(min=1, help="Epochs of training at the most.")] = 200,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
 ) -> None:
-    """Train a VAE on real handwritten digits, then audit its guide against HMC: about a minute."""
+    """Train a VAE on real handwritten digits, audit its guide in every way, and write the report: about a minute."""
     from rich.console import Console
 
     import pyrovae as pv
+    from pyrovae.results.headline import headline
 
     console, place = Console(), choose_device(device)
     digits = pv.data.digits(seed=seed)
@@ -48,8 +49,10 @@ def demo(
     pv.save(vae, out / "model.pyrovae")
     pv.write(tree, out / "result.nc")
     figures = _write_figures(tree, out)
+    pv.write_report(tree, out / "report.html")
     print_summary(console, tree, "How good is the inference?")
-    console.print(f"Written to {out}: model.pyrovae, result.nc, {', '.join(figures)}.")
+    console.print(f"Written to {out}: model.pyrovae, result.nc, {', '.join(figures)}, and the report:")
+    console.print(f"{headline(tree)} -> {out / 'report.html'}", highlight=False, markup=False)
     if "ok" not in tree["diagnostics"].to_dataset()["verdict"].values:
         raise typer.Exit(FAILED)
 
