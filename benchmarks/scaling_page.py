@@ -99,7 +99,7 @@ def _verdict(train: dict[str, Any], audit: dict[str, Any]) -> list[str]:
         "computes. Beyond, the global batch grows with the cores, and with it the number of epochs that are needed.",
         f"- Reading is never the limit: a core consumes {rate / 1e6:.0f} MB/s, so that {DISK / rate:.0f} cores share a "
         "disk of 10 GB/s.",
-        f"- The audit saturates the disk that takes its draws at {DISK / written:,.0f} cores. With 10^4 data every mean "
+        f"- The audit saturates the disk that takes its draws at {DISK / written:,.0f} cores. With 10^4 data each mean "
         "over data is known to 1 % of its spread over them: auditing all is for those who want a verdict on each.",
     ]
 

@@ -2,8 +2,8 @@
 
 import inspect
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -13,16 +13,17 @@ import typer
 
 from pyrovae.cli.checkpoints import check_epochs, keep_epochs, put_checkpoints
 from pyrovae.cli.logs import event_writer, log_epochs
+from pyrovae.cli.ranks import console_of, listening_to, print_failure
 from pyrovae.cli.runs import RESUME_FOLDER, build, check_resume, load_data, resolve, write_run
 from pyrovae.cli.settings import Settings, SettingsError, kind_of, read_settings
-from pyrovae.cli.show import BAD_INPUT, FAILED, METRICS, choose_device, print_error, progress, training_bar
-from pyrovae.cli.signals import listening
+from pyrovae.cli.show import BAD_INPUT, FAILED, METRICS, choose_device, progress, training_bar
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from pyrovae.data import Split
     from pyrovae.models.vae import VAE
+    from pyrovae.training.distributed import Ranks
     from pyrovae.training.fit import FitResult
 
 __all__ = ["train"]
@@ -63,45 +64,74 @@ def train(
 
     A run that was killed goes on with the same command and --resume auto. SIGINT and SIGTERM end the step, save, and
     exit with 130 and 143; a second one ends at once.
-    """
-    from rich.console import Console
 
-    console, place = Console(), choose_device(device)
+    Under torchrun the processes share each batch, of --batch-size data in all, and the first one writes.
+    """
+    place = choose_device(device)
     log = partial(log_epochs, out, event_writer() if tensorboard else None)
-    settings, split, vae = _prepare(console, out, config, given, resume)
-    for note in split.notes:
-        console.print(f"Note: {note}", markup=False, highlight=False)
-    folder = out / RESUME_FOLDER
-    _clear(folder)
-    more = {"checkpoint": folder, "checkpoint_every": checkpoint_every}
-    more["resume"] = None if resume == "none" else resume
-    result = _fit_or_exit(console, vae.to(place), split, settings, log, more)
-    _finish(out, settings, split, vae, result)
-    best = [name for name in METRICS if name in result.history and name.startswith("val_")]
-    value = f", {METRICS[best[0]]} {result.history[best[0]].max():.2f} nats" if best else ""
-    console.print(f"Kept epoch {result.best_epoch + 1}{value}. Written to {out}.", highlight=False)
+    with _together_on(place) as ranks:
+        console = console_of(ranks)
+        prepared = _prepare(ranks, out, config, given, resume)
+        if prepared is None:
+            console.print(f"{out} holds this run, finished.", markup=False, highlight=False)
+            return
+        settings, split, vae = prepared
+        for note in split.notes:
+            console.print(f"Note: {note}", markup=False, highlight=False)
+        folder = out / RESUME_FOLDER
+        _clear(folder, ranks)
+        more = {"checkpoint": folder, "checkpoint_every": checkpoint_every}
+        more["resume"] = None if resume == "none" else resume
+        vae = vae.to(place if ranks.size == 1 else place.partition(":")[0])
+        result = _fit_or_exit(ranks, vae, split, settings, log, more)
+        if ranks.is_first:
+            _finish(out, settings, split, vae, result)
+            _tell(console, out, result)
+
+
+@contextmanager
+def _together_on(place: str) -> "Iterator[Ranks]":
+    """The ranks that torchrun started, on the device; or this process alone."""
+    from pyrovae.training.distributed import NoDeviceError, process_group
+
+    try:
+        with process_group(place) as ranks:
+            yield ranks
+    except NoDeviceError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def _prepare(
-    console: "Console", out: Path, config: Path | None, given: dict[str, Any], resume: str
-) -> "tuple[Settings, Split, VAE]":
-    """What to train and on what; or exit, where that is wrong or done already."""
+    ranks: "Ranks", out: Path, config: Path | None, given: dict[str, Any], resume: str
+) -> "tuple[Settings, Split, VAE] | None":
+    """What to train and on what, None if that is done already; or exit, where it is wrong."""
     import pyrovae as pv
+    from pyrovae.training.distributed import RankFailed
 
     try:
-        settings = resolve(read_settings(config, given))
-        pv.FitConfig(**_options(settings))
-        check_epochs(settings.keep_epochs, settings.max_epochs)
-        if check_resume(out, settings, resume):
-            console.print(f"{out} holds this run, finished.", markup=False, highlight=False)
-            raise typer.Exit
-        split = load_data(settings)
-        return settings, split, build(settings, split.train)
-    except pv.data.DataError as error:
-        print_error(console, error)
+        with ranks.together():
+            settings = resolve(read_settings(config, given))
+            pv.FitConfig(**_options(settings))
+            check_epochs(settings.keep_epochs, settings.max_epochs)
+            is_done = ranks.is_first and check_resume(out, settings, _wish(out, resume))
+        if ranks.from_first(is_done):
+            return None
+        with ranks.together():
+            split = load_data(settings)
+            return settings, split, build(settings, split.train)
+    except (pv.data.DataError, RankFailed) as error:
+        print_failure(error, ranks)
         raise typer.Exit(BAD_INPUT) from error
     except (SettingsError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def _wish(out: Path, resume: str) -> str:
+    """What `--resume` says, or "auto" where torchrun started anew what failed and had begun."""
+    from pyrovae.training.checkpoints import training_checkpoints
+    from pyrovae.training.distributed import is_restarted
+
+    return "auto" if is_restarted() and training_checkpoints(out / RESUME_FOLDER) else resume
 
 
 def _options(settings: Settings) -> dict[str, Any]:
@@ -110,41 +140,41 @@ def _options(settings: Settings) -> dict[str, Any]:
     return {f.name: getattr(settings, f.name) for f in fields(pv.FitConfig)}
 
 
-def _clear(folder: Path) -> None:
+def _clear(folder: Path, ranks: "Ranks") -> None:
     """Drop what an unfinished training left, if nothing can go on from it."""
     from pyrovae.training.checkpoints import training_checkpoints
 
-    if folder.is_dir() and not training_checkpoints(folder):
+    if ranks.is_first and folder.is_dir() and not training_checkpoints(folder):
         shutil.rmtree(folder)
         with suppress(OSError):  # the run's folder holds something else
             folder.parent.rmdir()
 
 
 def _fit_or_exit(
-    console: "Console", vae: "VAE", split: "Split", settings: Settings, log: Any, more: dict[str, Any]
+    ranks: "Ranks", vae: "VAE", split: "Split", settings: Settings, log: Any, more: dict[str, Any]
 ) -> "FitResult":
     """Train, or say why not and exit; what was saved stays."""
     from pyrovae.training.checkpoint import CheckpointError
     from pyrovae.training.fit import TrainingStopped
 
-    with listening() as stop:
+    with listening_to(ranks) as stop:
         try:
-            return _fit(console, vae, split, settings, log, {**more, "stop": stop})
+            return _fit(ranks, vae, split, settings, log, {**more, "stop": stop})
         except TrainingStopped as error:
             notice = f"Stopped after {error.num_steps} steps and saved: the same command goes on with --resume auto."
-            console.print(notice, highlight=False)
-            raise typer.Exit(128 + stop.number) from error
+            console_of(ranks).print(notice, highlight=False)
+            raise typer.Exit(128 + int(ranks.largest(float(stop.number)))) from error
         except CheckpointError as error:
-            print_error(console, error)
+            print_failure(error, ranks)
             raise typer.Exit(FAILED if isinstance(error.__cause__, OSError) else BAD_INPUT) from error
         except (FloatingPointError, NotImplementedError, OSError, RuntimeError, ValueError) as error:
-            _clear(more["checkpoint"])
-            print_error(console, error)
+            _clear(more["checkpoint"], ranks)
+            print_failure(error, ranks)
             raise typer.Exit(FAILED) from error
 
 
 def _fit(
-    console: "Console", vae: "VAE", split: "Split", settings: Settings, log: Any, more: dict[str, Any]
+    ranks: "Ranks", vae: "VAE", split: "Split", settings: Settings, log: Any, more: dict[str, Any]
 ) -> "FitResult":
     """Train with a bar and a log, keeping checkpoints and the models of some epochs in the run's folder."""
     import pyrovae as pv
@@ -152,11 +182,13 @@ def _fit(
     place = next(vae.parameters()).device
     val_data = split.val.to(place) if len(split.val) else None
     kept = more["checkpoint"] / "kept"
-    if settings.keep_epochs:
-        kept.mkdir(parents=True, exist_ok=True)
-    with progress(console) as bars:
-        tell = keep_epochs(vae, kept, settings.keep_epochs, log(training_bar(bars, settings.max_epochs)))
-        more = {**more, "val_data": val_data, "progress": tell}
+    with progress(console_of(ranks)) as bars:
+        more = {**more, "val_data": val_data}
+        if ranks.is_first:
+            if settings.keep_epochs:
+                kept.mkdir(parents=True, exist_ok=True)
+            tell = log(training_bar(bars, settings.max_epochs))
+            more["progress"] = keep_epochs(vae, kept, settings.keep_epochs, tell)
         return pv.fit(vae.model, vae.guide, split.train.to(place), **more, **_options(settings))
 
 
@@ -168,6 +200,12 @@ def _finish(out: Path, settings: Settings, split: "Split", vae: "VAE", result: "
     write_run(out, settings, split, vae.cpu(), result)
     _draw(out)
     shutil.rmtree(out / RESUME_FOLDER)
+
+
+def _tell(console: "Console", out: Path, result: "FitResult") -> None:
+    best = [name for name in METRICS if name in result.history and name.startswith("val_")]
+    value = f", {METRICS[best[0]]} {result.history[best[0]].max():.2f} nats" if best else ""
+    console.print(f"Kept epoch {result.best_epoch + 1}{value}. Written to {out}.", highlight=False)
 
 
 def _draw(out: Path) -> None:

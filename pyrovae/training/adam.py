@@ -67,15 +67,18 @@ class FusedAdam:
         """Move the parameters by Adam with the gradients divided by `divisor` `[]`; under `torch.no_grad()`."""
         for group in self.groups:
             group.all_steps.add_(1)
+            own, scale = [gradients[i] for i in group.indices], divisor
+            if scale is not None and own[0].dtype != torch.float32:  # the only one that grad_scale may have
+                own, scale = [gradient / scale for gradient in own], None
             torch._fused_adam_(
                 group.params,
-                [gradients[i] for i in group.indices],
+                own,
                 group.means,
                 group.squares,
                 [],
                 group.steps,
                 lr=lr,
-                grad_scale=divisor if divisor is None else divisor.to(group.params[0].device),
+                grad_scale=scale if scale is None else scale.to(group.params[0].device),
                 **self.options,
             )
 

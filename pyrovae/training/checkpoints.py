@@ -57,12 +57,21 @@ class Checkpoints:
     def save(self) -> None:
         """Write where the run is, unless that is written; then drop all checkpoints but the last two.
 
+        Only the first rank writes, and the others wait until it has.
+
         Raises:
             CheckpointError: it could not be written. What was saved before is there still.
+            RankFailed: the first rank could not write it.
         """
-        num_steps = self.training.run.num_steps
+        ranks, num_steps = self.training.run.ranks, self.training.run.num_steps
         if num_steps == self.saved_at:
             return
+        with ranks.together():
+            if ranks.is_first:
+                self._write(num_steps)
+        self.saved_at = num_steps
+
+    def _write(self, num_steps: int) -> None:
         path = self.folder / f"step-{num_steps:09d}.pyrovae"
         try:
             if not self.folder.is_dir():
@@ -73,7 +82,6 @@ class Checkpoints:
                 old.unlink()
         except OSError as error:
             raise self._not_written(path, error) from error
-        self.saved_at = num_steps
 
     def _manifest(self) -> dict[str, Any]:
         now = attributes(self.training.run)
@@ -81,11 +89,14 @@ class Checkpoints:
         return {
             "format": FORMAT,
             "version": FORMAT_VERSION,
-            "versions": version_facts(self.training.data[0].device),
+            "versions": self._versions(),
             **self.facts,
             "model": model_facts(self.training.run),
             "position": position_of(self.training, changed),
         }
+
+    def _versions(self) -> dict[str, str]:
+        return version_facts(self.training.data[0].device, self.training.run.ranks)
 
     def _not_written(self, path: Path, error: OSError) -> CheckpointError:
         there = training_checkpoints(self.folder)
@@ -102,13 +113,17 @@ class Checkpoints:
     def resume(self) -> None:
         """Go on from the newest good checkpoint; with none at all the run begins. Damaged ones give a warning each.
 
+        The first rank reads it for all, so that no other needs the folder.
+
         Raises:
             CheckpointError: all are damaged, or the newest good one is of a newer version, or of another model,
                 configuration or data set.
         """
-        for stray in self.folder.glob(".step-*.tmp"):  # of a save that was killed
-            stray.unlink()
-        found = self._newest()
+        ranks, found = self.training.run.ranks, None
+        with ranks.together():
+            if ranks.is_first:
+                found = self._newest()
+        found = ranks.from_first(found)
         if found is None:
             return
         path, manifest, tensors, saved = found
@@ -122,6 +137,8 @@ class Checkpoints:
         self.saved_at = saved.num_steps
 
     def _newest(self) -> tuple[Path, dict[str, Any], dict[str, Tensor], Position] | None:
+        for stray in self.folder.glob(".step-*.tmp"):  # of a save that was killed
+            stray.unlink()
         paths = training_checkpoints(self.folder)
         for path in paths:
             try:
@@ -138,7 +155,7 @@ class Checkpoints:
         return None
 
     def _warn_of_versions(self, path: Path, saved: dict[str, str]) -> None:
-        now = version_facts(self.training.data[0].device)
+        now = self._versions()
         changed = [
             f"{name} {saved.get(name)}, now {value}"
             for name, value in now.items()

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from pyrovae.training.adam import Snapshot, is_finite
-from pyrovae.training.batches import minibatches
+from pyrovae.training.batches import Data
+from pyrovae.training.distributed import Ranks
 from pyrovae.training.programs import Programs
 from pyrovae.training.run import Run
+from pyrovae.training.shares import shared_minibatches
 from pyrovae.training.steps import step
 
 __all__ = ["Stop", "train_epoch"]
@@ -21,21 +23,21 @@ WINDOW = 1000
 
 
 class Stop:
-    """Whether a run shall stop: once asked for, for good."""
+    """Whether a run shall stop: once asked for on any rank, for good, and on all of them after the same step."""
 
-    def __init__(self, ask: Callable[[], bool] | None) -> None:
-        self.ask, self.is_asked = ask, False
+    def __init__(self, ask: Callable[[], bool] | None, ranks: Ranks) -> None:
+        self.ask, self.ranks, self.is_asked = ask, ranks, False
 
     def __call__(self) -> bool:
         """Ask, unless that was answered with yes before."""
-        self.is_asked = self.is_asked or (self.ask is not None and bool(self.ask()))
+        self.is_asked = self.is_asked or (self.ask is not None and self.ranks.any(bool(self.ask())))
         return self.is_asked
 
 
 def train_epoch(
     run: Run,
     programs: Programs,
-    data: tuple[Tensor, ...],
+    data: tuple[Data, ...],
     epoch: int,
     totals: list[float],
     stop: Stop,
@@ -52,7 +54,8 @@ def train_epoch(
         TrainingDiverged: a loss or its gradient is not finite; the parameters are as before that step.
     """
     config = programs.config
-    batches = partial(minibatches, data, config.batch_size, config.seed, epoch)
+    place = run.ranks.place
+    batches = partial(shared_minibatches, data, config.batch_size, config.seed, epoch, place)
     num_batches = math.ceil(len(data[0]) / config.batch_size)
     while len(totals) < num_batches:
         start = len(totals)
@@ -73,19 +76,19 @@ def _window(
     """The ELBO of each of some batches, of the numbers in `window`, times its rows."""
     steps = _Steps(run, programs)
     try:
-        for index, batch in zip(window, batches(window.start), strict=False):
+        for index, (run.share, batch) in zip(window, batches(window.start), strict=False):
             steps.take(batch, epoch, index)
             if stop():
                 break
         if (totals := steps.totals()) is not None:
             return totals
     except Exception:
-        if steps.kept is None:
+        if steps.kept is None or run.ranks.size > 1:  # the other ranks would not rewind
             raise
     first = steps.rewind()
     again = []
-    for index, batch in zip(window[first - window.start :], batches(first), strict=False):
-        again.append(len(batch[0]) * step(run, batch, epoch, index))
+    for index, (run.share, batch) in zip(window[first - window.start :], batches(first), strict=False):
+        again.append(run.share.whole * step(run, batch, epoch, index))
         if stop():
             break
     programs.give_up("a program gave NaN or failed where Pyro does not")
@@ -109,12 +112,12 @@ class _Steps:
         """Take the step of batch number `index`."""
         program = self.programs.at(batch)
         if program is None:
-            self.through_pyro.append(len(batch[0]) * step(self.run, batch, epoch, index))
+            self.through_pyro.append(self.run.share.whole * step(self.run, batch, epoch, index))
             return
         if self.kept is None and self.run.optimizer is not None:
             self.kept = Snapshot(self.run.optimizer, batch[0].device), index, self.run.num_steps
         self.losses.append(program(batch))
-        self.factors.append(-len(batch[0]) / (program.gradients.plate_size or len(batch[0])))
+        self.factors.append(-self.run.share.whole / program.gradients.plate_size)
 
     def totals(self) -> list[float] | None:
         """The ELBO of each batch, in nats per datum, times its rows; None if something was not finite."""

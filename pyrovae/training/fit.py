@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrovae.seeding import seeded
-from pyrovae.training.batches import check_data, check_val_data
+from pyrovae.training.batches import Data, check_data, check_val_data
 from pyrovae.training.checkpoints import Checkpoints, training_checkpoints
 from pyrovae.training.config import FitConfig
+from pyrovae.training.distributed import is_restarted, joined
 from pyrovae.training.divergence import TrainingDiverged
 from pyrovae.training.epochs import Stop
+from pyrovae.training.facts import model_facts, run_facts
 from pyrovae.training.kl_weight import check_warmup
 from pyrovae.training.loop import Training, TrainingStopped
 from pyrovae.training.programs import Programs
@@ -59,8 +61,8 @@ Progress = Callable[[int, int, dict[str, float]], object]
 def fit(
     model: Callable[..., Any],
     guide: Callable[..., Any],
-    *data: Tensor,
-    val_data: Tensor | tuple[Tensor, ...] | None = None,
+    *data: Data,
+    val_data: Data | tuple[Data, ...] | None = None,
     plate: str = "data",
     progress: Progress | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -96,10 +98,20 @@ def fit(
     model nor guide nor torch's random state holds does not: global variables, other libraries' random numbers,
     buffers of a module that is known through `pyro.module` alone, parameters that only appear after the first step.
 
+    Where a process group of `torch.distributed` is up, as in a script under torchrun, its ranks train together. Each
+    calls `fit` with the same arguments, all data included, and takes its rows of every batch: `batch_size` is that of
+    all ranks together. Losses and gradients are summed, and the noise is that of the whole batch, so that parameters
+    and history are those of one process but for rounding; except where a latent is no function of normal, uniform or
+    exponential numbers (Gamma, discrete), which has noise of each rank's own. Random numbers that are not drawn by
+    pyro.sample, such as dropout's, are the same on all ranks. What all data share, outside the plate, counts once. The
+    first rank writes checkpoints and calls `progress`; all of them go on from its checkpoint, and do so after a
+    restart by torchrun (`--max-restarts`) whatever `resume` says. `stop` is heard on any rank.
+
     Args:
         model: the Pyro model, called with a batch of `data`.
         guide: the Pyro guide, called likewise. For a `PyroModule`, either the module or a `@pyro_method` of it.
-        *data: tensors with one row for each datum, any dtype.
+        *data: tensors with one row for each datum, any dtype; or `pyrovae.data.Rows` in a tensor's stead, of which a
+            batch at a time is read.
         val_data: tensor or tuple of tensors, rows as in `data`; then the parameters of the epoch with the
             largest `val_elbo` (`val_bound`) are restored at the end.
         plate: name of the plate over the data.
@@ -119,8 +131,11 @@ def fit(
     Raises:
         TypeError: an unknown option, or data that are not tensors.
         ValueError: an option out of range; empty, unequal or non-finite data; patience without `val_data`; checkpoints
-            in the folder of a run that is to begin.
+            in the folder of a run that is to begin; ranks that were given different things, or whose models change with
+            the rows that they see, as BatchNorm in train mode does.
+        NotImplementedError: objective "hmc" on several ranks.
         RuntimeError: no parameter reached the objective, or one with a gradient did not move.
+        RankFailed: another rank of the process group failed; also a RuntimeError.
         TrainingDiverged: a loss or gradient became NaN or infinite; it names epoch, batch and site, and the
             parameters are as before that step.
         CheckpointError: no checkpoint could be read, the newest good one is of another model, configuration or data
@@ -148,14 +163,18 @@ def fit(
             "early_stopping_patience needs validation data, got val_data=None; pass val_data or drop the patience"
         )
     check_warmup(config.n_epochs_kl_warmup, config.max_epochs)
-    folder = _folder(checkpoint, checkpoint_every, resume)
+    if is_restarted() and checkpoint is not None:
+        resume = "auto"
     run = _run(model, guide, plate, config, len(checked[0]))
-    with pyro.get_param_store().scope(), seeded(config.seed):
+    with joined() as run.ranks, pyro.get_param_store().scope(), seeded(config.seed):
+        with run.ranks.together():
+            folder = _folder(checkpoint, checkpoint_every, resume)
         training = Training(run, Programs(run, config, checked), checked, val)
+        _check_ranks(training, {"checkpoint": folder is None, "resume": resume, "stop": stop is None})
         checkpoints = None if folder is None else Checkpoints(folder, training)
         if checkpoints is not None and resume is not None:
             checkpoints.resume()
-        _train(training, checkpoints, checkpoint_every, progress, Stop(stop))
+        _train(training, checkpoints, checkpoint_every, progress, Stop(stop, run.ranks))
         return _result(training)
 
 
@@ -207,14 +226,37 @@ def _folder(checkpoint: str | os.PathLike[str] | None, every: int, resume: str |
     return Path(checkpoint)
 
 
+def _check_ranks(training: Training, others: dict[str, Any]) -> None:
+    """Refuse ranks that were given different things."""
+    run = training.run
+    if run.ranks.size == 1:
+        return
+    if training.config.objective == "hmc":
+        raise NotImplementedError(
+            'objective "hmc" draws numbers of its own, which ranks do not share; train it in one process, or use '
+            '"elbo" or "iwae"'
+        )
+    facts = run_facts(training.config, training.data, training.val)
+    words = {
+        "config": "options",
+        "data": "data (all of them: each takes its rows itself)",
+        "val_data": "val_data",
+    }
+    for name, word in words.items():
+        run.ranks.check_same(word, facts[name] or {})
+    run.ranks.check_same("model", model_facts(run))
+    run.ranks.check_same("arguments, given or not", others)
+
+
 def _train(
     training: Training, checkpoints: Checkpoints | None, every: int, progress: Progress | None, stop: Stop
 ) -> None:
     config = training.config
     while not training.is_done:
         is_whole = training.train_epoch(stop)
+        training.check_ranks()
         epoch = len(training.history) - 1
-        if is_whole and progress is not None:
+        if is_whole and progress is not None and training.run.ranks.is_first:
             progress(epoch, config.max_epochs, dict(training.history[-1]))
         if is_whole and not training.is_done:
             training.programs.end_epoch()

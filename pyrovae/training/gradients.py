@@ -1,5 +1,6 @@
 """The loss of a batch and its gradients as a function of tensors, which can be traced and compiled."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import pyro
@@ -25,14 +26,15 @@ BF16_TOLERANCE = 0.05
 class BatchGradients:
     """(loss, divisor, gradients) of a batch: minus the objective, what clipping divides by, one gradient a parameter.
 
-    The divisor, max(1, norm / clip_norm), is missing without clipping. An observation outside the support of its
+    Loss and gradients are those of this rank's share. The divisor, max(1, norm / clip_norm), is missing without
+    clipping, and where the gradients have still to be summed over ranks. An observation outside the support of its
     distribution gives a loss of NaN where Pyro's validation would raise. The only side effect is on the random state,
     unless the model or the guide has others.
 
     Args:
         run: it has taken a step.
-        batch: what the parameters that have a gradient, `tensors`, are found with, and the number of data that the
-            plate stands for, `plate_size`, None if it does not say.
+        batch: this rank's share of a batch, of which the run says how large it is. With it are found: the parameters
+            that have a gradient, `tensors`, and the number of data that the plate stands for, `plate_size`.
         weighted: whether the weight of the KL term is an input of its own.
     """
 
@@ -42,7 +44,7 @@ class BatchGradients:
         self.objective = tensor_objective(run.objective)
         with Watch(run.plate) as watch, _Validated() as validated:
             gradients = self._gradients(run.objective, self.inputs(batch))[1]
-        self.plate_size, self.validated = watch.plate_size, validated.sites
+        self.plate_size, self.validated = run.share.plate_size(watch.plate_size), validated.sites
         self.tensors = [t for t, g in zip(self.tensors, gradients, strict=True) if g is not None]
 
     def inputs(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -64,17 +66,26 @@ class BatchGradients:
         with pyro.validation_enabled(False), _Support(self.validated) as support:
             loss, gradients = self._gradients(objective, inputs)
         loss = loss if support.is_kept is None else torch.where(support.is_kept, loss, torch.nan)
-        divisors = []
-        if self.run.clip_norm is not None:
-            # As torch.nn.utils.clip_grad_norm_ has it.
-            norm = torch.nn.utils.get_total_norm(gradients)
-            divisors = [((norm + 1e-6) / self.run.clip_norm).clamp_min(1.0)]
-        return [loss, *divisors, *gradients]
+        divisor = self.divisor(gradients) if self.run.ranks.size == 1 else None
+        return [loss, *([] if divisor is None else [divisor]), *gradients]
+
+    def divisor(self, gradients: Iterable[Tensor]) -> Tensor | None:
+        """What clipping divides the gradients by, as torch.nn.utils.clip_grad_norm_ has it; None without clipping."""
+        if self.run.clip_norm is None:
+            return None
+        norm = torch.nn.utils.get_total_norm(gradients)
+        return ((norm + 1e-6) / self.run.clip_norm).clamp_min(1.0)
 
     def _gradients(self, objective: ELBO, inputs: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Any, ...]]:
         batch, weight = (inputs[:-1], inputs[-1]) if self.weighted else (inputs, self.run.kl_weight)
-        with torch.enable_grad(), LatentScale(weight), autocast(self.run, batch[0].device):
+        with (
+            torch.enable_grad(),
+            self.run.shared as shared,
+            LatentScale(weight),
+            autocast(self.run, batch[0].device),
+        ):
             loss = objective.differentiable_loss(self.run.model, self.run.guide, *batch)
+            loss = shared.weighted(loss)
         return loss.detach(), torch.autograd.grad(loss, self.tensors, allow_unused=True)
 
 

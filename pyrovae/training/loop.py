@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from pyrovae.seeding import seeded
-from pyrovae.training.batches import blocks, derive_seed
+from pyrovae.training.batches import Data, derive_seed
 from pyrovae.training.config import FitConfig
+from pyrovae.training.divergence import rng_state
 from pyrovae.training.epochs import Stop, train_epoch
+from pyrovae.training.fingerprints import fingerprints
 from pyrovae.training.kl_weight import weight_at
 from pyrovae.training.programs import Programs
 from pyrovae.training.run import Run
+from pyrovae.training.shares import shared_blocks
 from pyrovae.training.steps import evaluate
 
 __all__ = ["Best", "Training", "TrainingStopped"]
@@ -74,8 +77,8 @@ class Training:
 
     run: Run
     programs: Programs
-    data: tuple[Tensor, ...]
-    val: tuple[Tensor, ...] | None
+    data: tuple[Data, ...]
+    val: tuple[Data, ...] | None
     best: Best = field(default_factory=Best)
     history: list[dict[str, float]] = field(default_factory=list)
     totals: list[float] = field(default_factory=list)
@@ -130,6 +133,18 @@ class Training:
         self._note(metrics, value)
         return True
 
+    def check_ranks(self) -> None:
+        """Compare what training changed with what it changed on the first rank.
+
+        Raises:
+            ValueError, RankFailed: they differ, as where BatchNorm in train mode sees the rows of one rank.
+        """
+        if self.run.ranks.size == 1:
+            return
+        state = {name: tensor for (_, name), tensor in self.run.state().items()}
+        noise = {f"random state {i}": t for i, t in enumerate(rng_state(self.data[0].device))}
+        self.run.ranks.check_same("state after the same steps", fingerprints(state | noise))
+
     def _note(self, metrics: dict[str, float], value: float | None) -> None:
         self.history.append(metrics | {"seconds": self.seconds_in_epoch})
         self.totals, self.earlier_in_epoch = [], 0.0
@@ -145,6 +160,8 @@ class Training:
             return None
         size = max(self.config.batch_size, VALIDATION_ROWS)
         with seeded(derive_seed(self.config.seed, 1)):
-            parts = enumerate(blocks(self.val, size))
-            totals = [len(block[0]) * evaluate(self.run, block, epoch, index) for index, block in parts]
+            parts = enumerate(shared_blocks(self.val, size, self.run.ranks.place))
+            totals = []
+            for index, (self.run.share, rows) in parts:
+                totals.append(self.run.share.whole * evaluate(self.run, rows, epoch, index))
         return math.fsum(totals) / len(self.val[0])

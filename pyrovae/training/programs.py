@@ -11,9 +11,11 @@ from torch import Tensor
 from pyrovae.compiled import FallbackWarning, Program, compiled, traced
 from pyrovae.seeding import seeded
 from pyrovae.training.adam import FusedAdam
+from pyrovae.training.batches import Data
 from pyrovae.training.config import FitConfig
 from pyrovae.training.gradients import BatchGradients, same_gradients
 from pyrovae.training.run import Run
+from pyrovae.training.shares import share_of
 
 __all__ = ["Programs", "StepProgram"]
 
@@ -45,10 +47,14 @@ class StepProgram:
         return self.program.route
 
     def __call__(self, batch: tuple[Tensor, ...]) -> Tensor:
-        """Take a step on a batch; returns its loss before the step, which may be NaN."""
+        """Take a step on a batch, of which these are this rank's rows; returns its loss before, which may be NaN."""
         with torch.no_grad():
             loss, *rest = self.program.run(*self.gradients.inputs(batch))
-            divisor = rest.pop(0) if self.run.clip_norm is not None else None
+            if self.run.ranks.size > 1:
+                loss, *rest = self.run.ranks.sum([loss, *rest])
+                divisor = self.gradients.divisor(rest)
+            else:
+                divisor = rest.pop(0) if self.run.clip_norm is not None else None
             self.adam.step(rest, self.run.rate, divisor)
         self.run.num_steps += 1
         return loss
@@ -81,7 +87,7 @@ class Programs:
         data: all data, from whose end examples are taken.
     """
 
-    def __init__(self, run: Run, config: FitConfig, data: tuple[Tensor, ...]) -> None:
+    def __init__(self, run: Run, config: FitConfig, data: tuple[Data, ...]) -> None:
         self.run, self.config, self.data = run, config, data
         self.wish = {"true": True, "false": False}.get(str(config.compile), config.compile)
         self.limit = "untraced" if self.wish is False else "compiled"
@@ -95,7 +101,8 @@ class Programs:
         if self.limit == "untraced" or not self.made or (now := _signature(self.run)) == self.seen:
             return
         self.seen = now
-        if all(program.holds(self._rows(rows)) for rows, program in self.made.items() if program is not None):
+        made = [(rows, program) for rows, program in self.made.items() if program is not None]
+        if not self.run.ranks.any(not all(program.holds(self._rows(rows)) for rows, program in made)):
             return
         self.made.clear()
         self.through_pyro = True
@@ -104,15 +111,15 @@ class Programs:
             self.give_up("its modules change again and again in Python, which no program sees")
 
     def at(self, batch: tuple[Tensor, ...]) -> StepProgram | None:
-        """The program for a batch, None where the step runs through Pyro."""
+        """The program for the batch of which the run has its share, None where the step runs through Pyro."""
         if self.limit == "untraced" or self.run.num_steps == 0:
             return None
         if self.through_pyro:  # one step, which sees parameters that are new
             self.through_pyro = False
             return None
-        rows = len(batch[0])
+        rows = self.run.share.whole
         if rows not in self.made:
-            self.made[rows] = self._make(batch)
+            self.made[rows] = self._agreed(batch)
         return self.made[rows]
 
     @property
@@ -131,7 +138,7 @@ class Programs:
         self.num_changes, self.through_pyro = state["num_changes"], state["through_pyro"]
         if state["limit"] != "untraced":
             for rows, _ in state["routes"]:
-                self.made[rows] = self._make(self._rows(rows))
+                self.made[rows] = self._agreed(self._rows(rows))
         if state["limit"] == "untraced":
             self.limit = "untraced"
         elif self.state != state:
@@ -149,10 +156,21 @@ class Programs:
         warnings.warn(f"training runs untraced: {reason}", FallbackWarning, stacklevel=2)
 
     def _rows(self, rows: int) -> tuple[Tensor, ...]:
-        return tuple(x[:rows] for x in self.data)
+        """The run's share, from now on, of a batch of so many rows."""
+        self.run.share = share_of(rows, *self.run.ranks.place)
+        return self.run.share.of(self.data)
+
+    def _agreed(self, batch: tuple[Tensor, ...]) -> StepProgram | None:
+        """The program, unless another rank could not make one: all of them take the same way."""
+        made = self._make(batch)
+        if self.run.ranks.any(self.limit == "untraced"):
+            if self.limit != "untraced":
+                self.give_up("another rank could not trace its step")
+            return None
+        return made
 
     def _make(self, batch: tuple[Tensor, ...]) -> StepProgram | None:
-        rows, size = len(batch[0]), min(self.config.batch_size, len(self.data[0]))
+        rows, size = self.run.share.whole, min(self.config.batch_size, len(self.data[0]))
         num_steps = self.config.max_epochs * (len(self.data[0]) // size if rows == size else 1)
         is_wanted = self.wish is True and rows == size
         if not is_wanted and num_steps < TRACE_FROM:

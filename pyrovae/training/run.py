@@ -10,15 +10,18 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
+from pyrovae.training.distributed import Ranks
 from pyrovae.training.learning_rate import rate_at
+from pyrovae.training.objectives import ParticleObjective
 from pyrovae.training.objectives.owner import owner
+from pyrovae.training.shares import Share, SharedBatch
 
 __all__ = ["Run", "Watch", "autocast"]
 
 
 @dataclass
 class Run:
-    """What a training run carries from step to step."""
+    """What a training run carries from step to step; `share` is what this rank has of the batch under way."""
 
     model: Callable[..., Any]
     guide: Callable[..., Any]
@@ -34,11 +37,18 @@ class Run:
     optimizer: torch.optim.Adam | None = None
     num_steps: int = 0
     kl_weight: float = 1.0
+    ranks: Ranks = field(default_factory=Ranks)
+    share: Share = field(default_factory=lambda: Share(0, 0, 0))
 
     @property
     def rate(self) -> float:
         """The learning rate of the next step."""
         return rate_at(self.num_steps, self.max_steps, self.lr, self.lr_schedule)
+
+    @property
+    def shared(self) -> SharedBatch:
+        """The handler that makes losses of the share under way those of its batch."""
+        return SharedBatch(self.plate, self.share, isinstance(self.objective, ParticleObjective))
 
     @property
     def modules(self) -> list[nn.Module]:

@@ -10,11 +10,12 @@ from torch import Tensor
 from pyrovae.seeding import seeded
 from pyrovae.training.adam import make_adam
 from pyrovae.training.archive import CheckpointError
-from pyrovae.training.batches import minibatches
 from pyrovae.training.divergence import rng_state, set_rng_state
-from pyrovae.training.facts import form, put_attributes
+from pyrovae.training.facts import put_attributes
+from pyrovae.training.fingerprints import form
 from pyrovae.training.loop import Best, Training
 from pyrovae.training.run import Run, Watch, autocast
+from pyrovae.training.shares import shared_minibatches
 
 __all__ = ["Position", "check_tensors", "make_ready", "position_of", "put_back", "tensors_of"]
 
@@ -98,8 +99,10 @@ def _named(kind: str, state: Mapping[tuple[int, str], Tensor]) -> dict[str, Tens
 def make_ready(training: Training) -> None:
     """Run the objective once, as the first step does, so that every parameter exists that the first step made."""
     run, config = training.run, training.config
-    batch = next(minibatches(training.data, config.batch_size, config.seed, 0))
-    with seeded(config.seed), Watch(run.plate) as watch, autocast(run, batch[0].device):
+    run.share, batch = next(
+        shared_minibatches(training.data, config.batch_size, config.seed, 0, run.ranks.place)
+    )
+    with seeded(config.seed), run.shared, Watch(run.plate) as watch, autocast(run, batch[0].device):
         run.objective.differentiable_loss(run.model, run.guide, *batch)
     run.tensors = dict(watch.tensors)
 

@@ -16,6 +16,7 @@ from pyrovae.training.divergence import (
     set_rng_state,
     value_is_bad,
 )
+from pyrovae.training.fingerprints import fingerprints
 from pyrovae.training.kl_weight import LatentScale
 from pyrovae.training.run import Run, Watch, autocast
 
@@ -35,22 +36,17 @@ class _Place(NamedTuple):
 
 
 def step(run: Run, batch: tuple[Tensor, ...], epoch: int, index: int) -> float:
-    """Take one Adam step on a batch; returns its ELBO before the step, in nats per datum.
+    """Take one Adam step on a batch, of which `batch` is the run's share; returns the batch's ELBO before, per datum.
 
     Raises:
         RuntimeError: no parameter reached the objective, or one with a gradient is not trained.
         TrainingDiverged: the loss or its gradient is not finite; nothing has moved.
     """
     place = _Place(epoch, index, "batch", rng_state(batch[0].device))
-    own = _named_parameters(run) if run.num_steps == 0 else {}
-    with autocast(run, batch[0].device):
-        loss, elbo, tensors = _compute(run, run.objective.differentiable_loss, batch, place)
-    _check_not_replaced(own, _named_parameters(run) if own else {})
-    new = [entry for key, entry in tensors.items() if key not in run.tensors]
-    leaves = list(_leaves(loss)) if new or not run.tensors else []
-    optimizer = _register(run, new, leaves)
+    with run.ranks.together():
+        elbo, leaves, optimizer = _differentiate(run, batch, place)
+    elbo = _sum_over_ranks(run, elbo)
     before = [leaf.detach().clone() for leaf in leaves]
-    _backward(run, optimizer, loss, leaves)
     _check_gradients(run, place)
     if run.clip_norm is not None:
         torch.nn.utils.clip_grad_norm_([tensor for _, tensor in run.tensors.values()], run.clip_norm)
@@ -64,20 +60,51 @@ def step(run: Run, batch: tuple[Tensor, ...], epoch: int, index: int) -> float:
 
 
 def evaluate(run: Run, block: tuple[Tensor, ...], epoch: int, index: int) -> float:
-    """The ELBO of a block of validation data, in nats per datum; raises TrainingDiverged where it is not finite."""
+    """The ELBO of a block of validation data, likewise; raises TrainingDiverged where it is not finite."""
     place = _Place(epoch, index, "validation block", rng_state(block[0].device))
-    with torch.no_grad():
+    with run.ranks.together(), torch.no_grad():
         _, elbo, _ = _compute(run, run.objective.loss, block, place)
+    return run.ranks.total(elbo)
+
+
+def _differentiate(
+    run: Run, batch: tuple[Tensor, ...], place: _Place
+) -> tuple[float, list[Tensor], torch.optim.Adam]:
+    """The gradients of these rows, left with the parameters, their part of the ELBO, and the tensors that are new."""
+    own = _named_parameters(run) if run.num_steps == 0 else {}
+    with autocast(run, batch[0].device):
+        loss, elbo, tensors = _compute(run, run.objective.differentiable_loss, batch, place)
+    _check_not_replaced(own, _named_parameters(run) if own else {})
+    new = [entry for key, entry in tensors.items() if key not in run.tensors]
+    leaves = list(_leaves(loss)) if new or not run.tensors else []
+    optimizer = _register(run, new, leaves)
+    _backward(run, optimizer, loss, leaves)
+    return elbo, leaves, optimizer
+
+
+def _sum_over_ranks(run: Run, elbo: float) -> float:
+    """The ELBO of the batch, after its gradients took the place of those of these rows."""
+    if run.ranks.size == 1:
+        return elbo
+    run.ranks.check_same("parameters", {"their number": len(run.tensors)})
+    if run.num_steps == 0:
+        run.ranks.check_same("parameters at the start", fingerprints(dict(run.tensors.values())))
+    tensors = [tensor for _, tensor in run.tensors.values() if tensor.requires_grad]
+    elbo, *has = run.ranks.totals([elbo, *(float(t.grad is not None) for t in tensors)])
+    grads = run.ranks.sum([torch.zeros_like(t) if t.grad is None else t.grad for t in tensors])
+    for tensor, grad, count in zip(tensors, grads, has, strict=True):
+        tensor.grad = grad if count else None
     return elbo
 
 
 def _compute(
     run: Run, compute: Callable[..., Any], batch: tuple[Tensor, ...], place: _Place
 ) -> tuple[Any, float, dict[int, tuple[str, Tensor]]]:
-    """The loss, the ELBO in nats per datum that it stands for, and the parameters that it used."""
+    """The loss, its part of the ELBO of the whole batch in nats per datum, and the parameters that it used."""
     try:
-        with Watch(run.plate) as watch, LatentScale(run.kl_weight):
+        with run.shared as shared, Watch(run.plate) as watch, LatentScale(run.kl_weight):
             loss = compute(run.model, run.guide, *batch)
+        loss = shared.weighted(loss)
     except (ValueError, RuntimeError, Warning) as error:
         # A value outside the support of its distribution is the user's error, not divergence.
         is_bad = density_is_bad if isinstance(error, Warning) else value_is_bad
@@ -95,14 +122,15 @@ def _compute(
             else "each site alone is finite"
         )
         raise _diverged(run, place, f"the loss is {value}, {blame}", name)
-    return loss, -value / (watch.plate_size or len(batch[0])), watch.tensors
+    return loss, -value / run.share.plate_size(watch.plate_size), watch.tensors
 
 
 def _bad_site(
     run: Run, batch: tuple[Tensor, ...], place: _Place, is_bad: Callable[[Any, Any], bool]
 ) -> tuple[str, str] | None:
     set_rng_state(place.random_state, batch[0].device)
-    return first_bad_site(run.model, run.guide, batch, run.num_particles, is_bad)
+    with run.shared:
+        return first_bad_site(run.model, run.guide, batch, run.num_particles, is_bad)
 
 
 def _diverged(run: Run, place: _Place, what: str, site: str | None) -> TrainingDiverged:
