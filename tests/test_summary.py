@@ -108,18 +108,18 @@ def test_without_a_verdict_nothing_is_averaged() -> None:
         assert (row["num_data"], row["num_refused"]) == (0, 3)
 
 
-def test_terms_of_gaps_and_decomposition_have_a_row_each() -> None:
-    gaps = {
-        "amortization_gap": np.array([1.0, 2.0, NAN]),
-        "amortization_gap_std_error": np.full(3, 0.1),
+def test_terms_of_the_decomposition_have_a_row_each() -> None:
+    terms = {
+        "elbo": np.array([1.0, 2.0, NAN]),
+        "elbo_std_error": np.full(3, 0.1),
         "num_steps": np.arange(3),
         "aggregate": (("family",), np.ones(2)),
     }
-    made = {name: array if isinstance(array, tuple) else (("datum",), array) for name, array in gaps.items()}
-    dataset = group("gaps", made)
-    dataset["amortization_gap"].attrs["direction"] = "upper"
-    table = summary(build_tree({"gaps": dataset}))
-    assert list(table.index) == ["gaps: amortization_gap"]
+    made = {name: array if isinstance(array, tuple) else (("datum",), array) for name, array in terms.items()}
+    dataset = group("decomposition", made)
+    dataset["elbo"].attrs["direction"] = "upper"
+    table = summary(build_tree({"decomposition": dataset}))
+    assert list(table.index) == ["decomposition: elbo"]
     row = table.iloc[0]
     assert (row["value"], row["direction"], row["num_data"], row["num_refused"]) == (1.5, "upper", 2, 1)
 

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 __all__ = ["console_of", "listening_to", "print_failure"]
 
 
-def console_of(ranks: "Ranks") -> "Console":
-    """A terminal on which only the first rank writes."""
+def console_of(ranks: "Ranks", is_silent: bool) -> "Console":
+    """A terminal on which only the first rank writes, and that only unless it is to be silent."""
     from rich.console import Console
 
-    return Console(quiet=not ranks.is_first)
+    return Console(quiet=is_silent or not ranks.is_first)
 
 
 def print_failure(error: Exception, ranks: "Ranks") -> None:
@@ -30,7 +30,7 @@ def print_failure(error: Exception, ranks: "Ranks") -> None:
     from pyrovae.training.distributed import RankFailed
 
     if ranks.is_first:
-        print_error(Console(), error)
+        print_error(Console(stderr=True), error)
     elif not isinstance(error, RankFailed):
         print_error(Console(stderr=True), type(error)(f"rank {ranks.rank}: {error}"))
 

@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyrovae.cli.common import DTYPES
 from pyrovae.cli.settings import Settings, SettingsError, read_settings, to_toml
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from pyrovae.data import RawData, Rows, Split
@@ -22,6 +24,7 @@ __all__ = [
     "RESUME_FOLDER",
     "RunError",
     "build",
+    "check_dtype",
     "check_resume",
     "load_data",
     "open_run",
@@ -64,7 +67,25 @@ def load_data(settings: Settings, raw: "RawData | None" = None) -> "Split":
         val_fraction=settings.val_fraction,
         test_fraction=settings.test_fraction,
         seed=settings.seed,
+        dtype=_dtype(settings),
     )
+
+
+def check_dtype(settings: Settings) -> None:
+    """Refuse a dtype that is none.
+
+    Raises:
+        SettingsError: neither float32 nor float64.
+    """
+    if settings.dtype not in DTYPES:
+        raise SettingsError(f"dtype must be one of {', '.join(DTYPES)}, got {settings.dtype!r}")
+
+
+def _dtype(settings: Settings) -> "torch.dtype":
+    import torch
+
+    kind: torch.dtype = getattr(torch, settings.dtype)
+    return kind
 
 
 def build(settings: Settings, train: "Tensor | Rows") -> "VAE":
@@ -85,7 +106,7 @@ def build(settings: Settings, train: "Tensor | Rows") -> "VAE":
     counts = ("components", "encoder_components", "rank", "pseudo_inputs", "df", "seed")
     options: dict[str, Any] = {name: getattr(settings, name) for name in (*same, *counts)}
     options |= {"scale": settings.noise_scale, "data": train}
-    return build_vae(train.shape[1], settings.latent_dim, **options)
+    return build_vae(train.shape[1], settings.latent_dim, **options).to(_dtype(settings))
 
 
 def check_resume(out: Path, settings: Settings, resume: str) -> bool:

@@ -30,6 +30,7 @@ class Settings:
     )
     val_fraction: float = _option(0.15, "Share of the data for validation.")
     test_fraction: float = _option(0.15, "Share of the data for testing.")
+    dtype: str = _option("float32", "float32 or float64, of model and data.")
     latent_dim: int = _option(8, "Number of latent coordinates.")
     prior: str = _option("standard", "standard, gaussian, mixture, vamp, flow or spline.")
     decoder: str = _option("gaussian", "gaussian, linear, bernoulli or student-t.")

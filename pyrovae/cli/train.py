@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pyrovae.cli.checkpoints import check_epochs, keep_epochs, put_checkpoints
+from pyrovae.cli.common import AsJson, Quiet, Threads, threads_set
 from pyrovae.cli.logs import event_writer, log_epochs
 from pyrovae.cli.ranks import console_of, listening_to, print_failure
-from pyrovae.cli.runs import RESUME_FOLDER, build, check_resume, load_data, resolve, write_run
+from pyrovae.cli.runs import RESUME_FOLDER, build, check_dtype, check_resume, load_data, resolve, write_run
 from pyrovae.cli.settings import Settings, SettingsError, kind_of, read_settings
 from pyrovae.cli.show import BAD_INPUT, FAILED, METRICS, choose_device, progress, training_bar
 
@@ -58,6 +59,9 @@ def train(
     resume: Annotated[str, typer.Option(help="auto: go on with the run in --out; none: begin.")] = "none",
     checkpoint_every: Annotated[int, typer.Option(help="Epochs between checkpoints.", min=1)] = 1,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.")] = False,
+    threads: Threads = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
     **given: Any,
 ) -> None:
     """Train a VAE. Options win over the TOML file, which wins over the defaults.
@@ -69,8 +73,8 @@ def train(
     """
     place = choose_device(device)
     log = partial(log_epochs, out, event_writer() if tensorboard else None)
-    with _together_on(place) as ranks:
-        console = console_of(ranks)
+    with threads_set(threads), _together_on(place) as ranks:
+        console = console_of(ranks, quiet or as_json)
         prepared = _prepare(ranks, out, config, given, resume)
         if prepared is None:
             console.print(f"{out} holds this run, finished.", markup=False, highlight=False)
@@ -80,13 +84,15 @@ def train(
             console.print(f"Note: {note}", markup=False, highlight=False)
         folder = out / RESUME_FOLDER
         _clear(folder, ranks)
-        more = {"checkpoint": folder, "checkpoint_every": checkpoint_every}
+        more = {"checkpoint": folder, "checkpoint_every": checkpoint_every, "progress": log}
         more["resume"] = None if resume == "none" else resume
         vae = vae.to(place if ranks.size == 1 else place.partition(":")[0])
-        result = _fit_or_exit(ranks, vae, split, settings, log, more)
+        result = _fit_or_exit(ranks, console, vae, split, settings, more)
         if ranks.is_first:
             _finish(out, settings, split, vae, result)
             _tell(console, out, result)
+            if as_json and not quiet:
+                typer.echo((out / "run.json").read_text(), nl=False)
 
 
 @contextmanager
@@ -110,14 +116,17 @@ def _prepare(
 
     try:
         with ranks.together():
-            settings = resolve(read_settings(config, given))
+            settings = read_settings(config, given)
+            check_dtype(settings)
+            raw = pv.data.read(settings.data)
+            settings = resolve(settings, raw)
             pv.FitConfig(**_options(settings))
             check_epochs(settings.keep_epochs, settings.max_epochs)
             is_done = ranks.is_first and check_resume(out, settings, _wish(out, resume))
         if ranks.from_first(is_done):
             return None
         with ranks.together():
-            split = load_data(settings)
+            split = load_data(settings, raw)
             return settings, split, build(settings, split.train)
     except (pv.data.DataError, RankFailed) as error:
         print_failure(error, ranks)
@@ -151,7 +160,7 @@ def _clear(folder: Path, ranks: "Ranks") -> None:
 
 
 def _fit_or_exit(
-    ranks: "Ranks", vae: "VAE", split: "Split", settings: Settings, log: Any, more: dict[str, Any]
+    ranks: "Ranks", console: "Console", vae: "VAE", split: "Split", settings: Settings, more: dict[str, Any]
 ) -> "FitResult":
     """Train, or say why not and exit; what was saved stays."""
     from pyrovae.training.checkpoint import CheckpointError
@@ -159,10 +168,10 @@ def _fit_or_exit(
 
     with listening_to(ranks) as stop:
         try:
-            return _fit(ranks, vae, split, settings, log, {**more, "stop": stop})
+            return _fit(ranks, console, vae, split, settings, {**more, "stop": stop})
         except TrainingStopped as error:
             notice = f"Stopped after {error.num_steps} steps and saved: the same command goes on with --resume auto."
-            console_of(ranks).print(notice, highlight=False)
+            console.print(notice, highlight=False)
             raise typer.Exit(128 + int(ranks.largest(float(stop.number)))) from error
         except CheckpointError as error:
             print_failure(error, ranks)
@@ -174,7 +183,7 @@ def _fit_or_exit(
 
 
 def _fit(
-    ranks: "Ranks", vae: "VAE", split: "Split", settings: Settings, log: Any, more: dict[str, Any]
+    ranks: "Ranks", console: "Console", vae: "VAE", split: "Split", settings: Settings, more: dict[str, Any]
 ) -> "FitResult":
     """Train with a bar and a log, keeping checkpoints and the models of some epochs in the run's folder."""
     import pyrovae as pv
@@ -182,8 +191,9 @@ def _fit(
     place = next(vae.parameters()).device
     val_data = split.val.to(place) if len(split.val) else None
     kept = more["checkpoint"] / "kept"
-    with progress(console_of(ranks)) as bars:
-        more = {**more, "val_data": val_data}
+    log = more["progress"]
+    with progress(console) as bars:
+        more = {**more, "val_data": val_data, "progress": None}
         if ranks.is_first:
             if settings.keep_epochs:
                 kept.mkdir(parents=True, exist_ok=True)

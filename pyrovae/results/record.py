@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import xarray as xr
 
+from pyrovae.results.inference_gaps import inference_gap_rows
 from pyrovae.results.rows import measured
 from pyrovae.results.sandwich import sandwich_rows
 from pyrovae.results.schema import SCHEMA
@@ -36,6 +37,7 @@ NAMES: Final[Mapping[str, str]] = {
     "sd_ratio": "the guide's sd over the posterior's",
     "wasserstein2": "the guide's distance to the posterior",
     "simulated_gap": "KL of guide and posterior both ways, on simulated data",
+    "inference_gap": "nats lost in all, where its parts are known",
     "approximation_gap": "nats lost to the guide's family",
     "amortization_gap": "nats lost to amortization",
 }
@@ -176,13 +178,17 @@ def _names(tree: xr.DataTree) -> dict[str, str]:
     names |= {row.quantity: _OF_SANDWICH[row.subject] for row in sandwich_rows(tree)}
     for i, row in enumerate(gap_rows(tree)):
         names[row.quantity] = f"gap.{_slug(row.subject)}" if i else "gap"
+    names |= {
+        row.quantity: row.subject if row.subject in NAMES else f"gaps.{row.subject}"
+        for row in inference_gap_rows(tree)
+    }
     single = {"khat_share": khat_row(tree), **{name: worst_row(tree, name) for name in _WORST}}
     single |= {name: comparison_row(tree, name) for name in _COMPARED}
     return names | {row.quantity: name for name, row in single.items() if row} | {_CONVERGED: "converged"}
 
 
 def _slug(quantity: str) -> str:
-    """A name made of a quantity: "gaps: elbo" is "gaps.elbo", but the best known go without their group."""
+    """A name made of a quantity: "group: elbo" is "group.elbo", but the best known go without their group."""
     group, _, variable = quantity.rpartition(": ")
     words = re.sub(r"[^A-Za-z0-9]+", "_", variable).strip("_")
     return words if words in NAMES or not group else f"{group}.{words}"

@@ -10,6 +10,7 @@ import xarray as xr
 from jaxtyping import Bool
 
 from pyrovae.results.calibration import calibration_rows
+from pyrovae.results.inference_gaps import inference_gap_rows
 from pyrovae.results.rows import (
     NATS,
     Method,
@@ -71,7 +72,8 @@ def summary(tree: xr.DataTree) -> pd.DataFrame:
     single = [khat_row(tree), _converged_row(tree), *(worst_row(tree, name) for name in _WORST)]
     single += [comparison_row(tree, name) for name in _COMPARED]
     from_evidence = [*evidence_rows(tree), *sandwich_rows(tree), *gap_rows(tree)]
-    rows = [*from_evidence, *(row for row in single if row), *_term_rows(tree), *calibration_rows(tree)]
+    rows = [*from_evidence, *(row for row in single if row), *inference_gap_rows(tree)]
+    rows += [*_term_rows(tree), *calibration_rows(tree)]
     return pd.DataFrame(rows, columns=Row._fields).set_index("quantity").drop(columns="subject")
 
 
@@ -207,22 +209,20 @@ def comparison_row(tree: xr.DataTree, variable: str) -> Row | None:
 
 
 def _term_rows(tree: xr.DataTree) -> Iterator[Row]:
-    """Every number in `gaps` and `decomposition`, per datum or of all data, with its `_std_error` if it has one.
+    """Every number in `decomposition`, per datum or of all data, with its `_std_error` if it has one.
 
     The attributes `units` and `direction` of a variable go into its row.
     """
-    for name in ("gaps", "decomposition"):
-        terms = measured(tree, name) or xr.Dataset()
-        for variable, array in terms.data_vars.items():
-            is_term = array.dims in (("datum",), ()) and array.dtype.kind == "f"
-            if not is_term or str(variable).endswith(("_std_error", "seconds")):
-                continue
-            errors = terms.get(f"{variable}_std_error", xr.zeros_like(array))
-            value, error, count = average(np.atleast_1d(array.values), np.atleast_1d(errors.values))
-            unit, direction = (
-                str(array.attrs.get(key, other)) for key, other in (("units", NATS), ("direction", "none"))
-            )
-            quantity = f"{name}: {variable}"
-            refused = array.size - count
-            count = count if array.dims else terms.sizes.get("datum", 1)
-            yield Row(str(variable), quantity, value, error, unit, direction, count, refused)
+    terms = measured(tree, "decomposition") or xr.Dataset()
+    for variable, array in terms.data_vars.items():
+        is_term = array.dims in (("datum",), ()) and array.dtype.kind == "f"
+        if not is_term or str(variable).endswith(("_std_error", "seconds")):
+            continue
+        errors = terms.get(f"{variable}_std_error", xr.zeros_like(array))
+        value, error, count = average(np.atleast_1d(array.values), np.atleast_1d(errors.values))
+        unit, direction = (
+            str(array.attrs.get(key, other)) for key, other in (("units", NATS), ("direction", "none"))
+        )
+        refused = array.size - count
+        count = count if array.dims else terms.sizes.get("datum", 1)
+        yield Row(str(variable), f"decomposition: {variable}", value, error, unit, direction, count, refused)

@@ -1,0 +1,52 @@
+"""log p(x) of every datum for the gaps: exact where the model allows it, by quadrature in two dimensions, else between
+annealing forward and backward."""
+
+from collections.abc import Callable
+
+import xarray as xr
+
+from pyrovae.diagnostics import evidence as estimators
+from pyrovae.diagnostics.evidence_table import BIDIRECTIONAL, evidence_table
+from pyrovae.target import Target
+
+__all__ = ["find_truth"]
+
+Progress = Callable[[str, int, int], None]
+MOST_GRID = 2  # dimensions of quadrature
+
+
+def find_truth(
+    target: Target,
+    given: xr.DataTree | None,
+    *,
+    num_temperatures: int,
+    seed: int,
+    progress: Progress | None,
+) -> xr.DataTree:
+    """A tree with group `sandwich`: the one that is given, if it is of such data, or a new one.
+
+    Raises:
+        ValueError: if what is given has no truth, or is of another number of data.
+    """
+    if given is None:
+        method = [_method(target, seed)]
+        return evidence_table(target, method, num_temperatures=num_temperatures, seed=seed, progress=progress)
+    if "sandwich" not in given.children or "truth" not in given["sandwich"].data_vars:
+        raise ValueError(
+            "evidence must be a tree with group 'sandwich', which says what log p(x) is: make it with "
+            f"evidence_table(target, ['{BIDIRECTIONAL}']), or leave it out"
+        )
+    if (size := given["sandwich"].sizes["datum"]) != target.num_data:
+        raise ValueError(
+            f"evidence is of {size} data, but the target has {target.num_data}: pass the evidence of the same data, "
+            "target.rows(index) for some of them"
+        )
+    return given
+
+
+def _method(target: Target, seed: int) -> str:
+    try:
+        estimators.log_evidence(target, "exact", seed=seed)
+    except ValueError:
+        return "quadrature" if target.dim <= MOST_GRID else BIDIRECTIONAL
+    return "exact"

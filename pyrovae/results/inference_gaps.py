@@ -1,0 +1,213 @@
+"""What the ELBO loses to the guide's family and to amortization: rows of numbers, and sentences with what to change."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Bool
+
+from pyrovae.results.rows import NATS, Row, average, data_have, measured, number
+from pyrovae.results.sandwich import half_gap
+
+__all__ = ["inference_gap_rows", "inference_gap_sentences", "trusted"]
+
+_SURE: Final = 3.0  # standard errors from which a difference is called one
+_FEW: Final = 20  # data, below which a worst tenth says nothing
+_NAMES: Final = {
+    "inference_gap": "inference gap, log p(x) - ELBO",
+    "approximation_gap": "approximation gap, of the {family} family",
+    "predicted_approximation_gap": "approximation gap by the curvature at the mode",
+    "amortization_gap": "amortization gap, of one network for all data",
+    "full_over_diagonal": "best full over best diagonal Gaussian",
+    "guide_below_full": "guide below the best full Gaussian",
+}
+_OF_TRUTH: Final = ("inference_gap", "approximation_gap")
+_WANTED: Final = (
+    "log_evidence",
+    "elbo",
+    "elbo_diagonal",
+    "elbo_full",
+    "amortization_gap",
+    "verdict",
+    "reason",
+)
+
+
+def inference_gap_rows(tree: xr.DataTree) -> Iterator[Row]:
+    """The gaps of `gaps`, each the mean over the data that can be trusted, so that they add up.
+
+    Where the guide is of another family than diagonal or full Gaussians, only the whole gap, and the guide against the
+    best full Gaussian. Direction: what a fit misses makes an approximation gap too large, an amortization gap too
+    small. The place of log p(x) between the ends of a sandwich, which is no chance, is in the error of its differences.
+
+    Examples:
+        >>> list(inference_gap_rows(xr.DataTree()))
+        []
+    """
+    gaps = measured(tree, "gaps", *_WANTED)
+    if gaps is None:
+        return
+    family, kept = str(gaps.attrs.get("family", "")), trusted(gaps)
+    for name, (values, errors) in _columns(gaps).items():
+        value, error, count = average(np.where(kept, values, np.nan), errors)
+        if count == 0 and not np.isfinite(values).any():
+            continue
+        if name in _OF_TRUTH:
+            error = math.hypot(error, _margin(tree, kept))
+        quantity = _NAMES[name].format(family=family)
+        yield Row(
+            name, quantity, value, error, NATS, _direction(tree, name), count, gaps.sizes["datum"] - count
+        )
+
+
+def trusted(gaps: xr.Dataset) -> Bool[np.ndarray, " n"]:
+    """The data whose verdict is "ok"; for a guide of another family, those whose log p(x) is known.
+
+    Examples:
+        >>> words = {"verdict": ("datum", ["ok", "not optimized"]), "log_evidence": ("datum", [-3.0, -4.0])}
+        >>> trusted(xr.Dataset(words, attrs={"family": "full"}))
+        array([ True, False])
+    """
+    if gaps.attrs.get("family") == "other":
+        return np.isfinite(gaps["log_evidence"].values)
+    return np.asarray(gaps["verdict"].values == "ok")
+
+
+def inference_gap_sentences(tree: xr.DataTree) -> Iterator[str]:
+    """How many nats the bound loses, to which cause, for how many data nothing can be said, and what to change.
+
+    A difference is called one from 3 standard errors on.
+
+    Examples:
+        >>> list(inference_gap_sentences(xr.DataTree()))
+        []
+    """
+    gaps = measured(tree, "gaps", *_WANTED)
+    if gaps is None:
+        return
+    rows = {row.subject: row for row in inference_gap_rows(tree)}
+    kept = trusted(gaps)
+    if not kept.any():
+        yield f"No verdict on the gaps of the guide{_refusals(gaps, kept)}."
+    elif gaps.attrs.get("family") == "other":
+        yield from _say_other(gaps, rows, kept)
+    else:
+        yield from _say_split(gaps, rows, kept)
+        yield from _say_cure(tree, rows, kept)
+
+
+def _columns(gaps: xr.Dataset) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Values and standard errors of everything in `_NAMES` that was measured."""
+    found = {}
+    for name in _NAMES:
+        if name in gaps:
+            errors = gaps[f"{name}_std_error"] if f"{name}_std_error" in gaps else xr.zeros_like(gaps[name])
+            found[name] = gaps[name].values, errors.values
+    found["full_over_diagonal"] = _difference(gaps, "elbo_full", "elbo_diagonal")
+    if gaps.attrs.get("family") == "other":
+        found["guide_below_full"] = _difference(gaps, "elbo_full", "elbo")
+    return found
+
+
+def _difference(gaps: xr.Dataset, one: str, other: str) -> tuple[np.ndarray, np.ndarray]:
+    error = np.hypot(gaps[f"{one}_std_error"].values, gaps[f"{other}_std_error"].values)
+    return gaps[one].values - gaps[other].values, error
+
+
+def _margin(tree: xr.DataTree, kept: Bool[np.ndarray, " n"]) -> float:
+    """How far log p(x) may lie from the middle of the sandwiches, on average; those may be of more data."""
+    sandwich = measured(tree, "sandwich", "source")
+    if sandwich is None or not kept.any():
+        return 0.0
+    own = sandwich.sel(datum=tree["gaps"].to_dataset()["datum"].values[kept])
+    return float(half_gap(own).mean())
+
+
+def _direction(tree: xr.DataTree, name: str) -> str:
+    sandwich = measured(tree, "sandwich", "source")
+    is_exact = sandwich is not None and set(sandwich["source"].values.tolist()) <= {"exact", "quadrature"}
+    sides = {"amortization_gap": "lower", "approximation_gap": "upper" if is_exact else "none"}
+    return sides.get(name, "exact" if name == "inference_gap" and is_exact else "none")
+
+
+def _say_split(gaps: xr.Dataset, rows: dict[str, Row], kept: Bool[np.ndarray, " n"]) -> Iterator[str]:
+    total, near, far = (rows[name] for name in ("inference_gap", "approximation_gap", "amortization_gap"))
+    family = gaps.attrs["family"]
+    yield (
+        f"The ELBO lies {number(total)} nats per datum below log p(x) on average over {total.num_data} of {kept.size} "
+        f"data: {number(near)} are lost to the {family} Gaussian family, {number(far)} to amortization"
+        f"{_refusals(gaps, kept)}."
+    )
+    if "predicted_approximation_gap" in rows and family == "diagonal":
+        predicted = rows["predicted_approximation_gap"].value
+        yield f"The curvature at the mode alone predicts {predicted:.3g} nats for the family."
+
+
+def _say_cure(tree: xr.DataTree, rows: dict[str, Row], kept: Bool[np.ndarray, " n"]) -> Iterator[str]:
+    total, gaps = rows["inference_gap"], tree["gaps"].to_dataset()
+    if not total.value > _SURE * total.std_error:
+        yield "No gap was found that is above its error: there is nothing to change."
+        return
+    near, far = "approximation_gap", "amortization_gap"
+    errors = np.hypot(gaps[f"{near}_std_error"].values, gaps[f"{far}_std_error"].values)
+    differences = np.where(kept, gaps[far].values - gaps[near].values, np.nan)
+    value, error, _ = average(differences, errors)
+    if abs(value) <= _SURE * math.hypot(error, _margin(tree, kept)):
+        yield "Which of the two is larger cannot be told from these data."
+    elif value > 0:
+        yield _cure_amortization(gaps, rows[far], kept)
+    else:
+        yield _cure_family(gaps, rows[near], rows["full_over_diagonal"])
+
+
+def _cure_amortization(gaps: xr.Dataset, far: Row, kept: Bool[np.ndarray, " n"]) -> str:
+    values = np.sort(gaps["amortization_gap"].values[kept])
+    tenth = max(1, round(values.size / 10))
+    share = f", {100 * values[-tenth:].sum() / values.sum():.0f} % of it by the worst tenth of the data"
+    lost = f"Most is lost to amortization{share if values.size >= _FEW else ''}"
+    return (
+        f"{lost}: a larger encoder, one trained longer or on more data, or a few steps of optimization per datum from "
+        f"its output could win up to {far.value:.2g} nats; a richer family could not."
+    )
+
+
+def _cure_family(gaps: xr.Dataset, near: Row, richer: Row) -> str:
+    start = f"Most is lost to the family: a larger encoder could not win these {near.value:.2g} nats"
+    if gaps.attrs["family"] == "diagonal" and richer.value > _SURE * richer.std_error:
+        won = f"a full-covariance guide could win up to {richer.value:.2g} of them"
+        return f"{start}; {won}, a flow or a mixture the rest."
+    return f"{start}; a flow or a mixture could."
+
+
+def _say_other(gaps: xr.Dataset, rows: dict[str, Row], kept: Bool[np.ndarray, " n"]) -> Iterator[str]:
+    total, below = rows["inference_gap"], rows["guide_below_full"]
+    why = str(gaps.attrs.get("family_reason", "")) or "it is of another family"
+    yield (
+        f"The ELBO lies {number(total)} nats per datum below log p(x) on average over {total.num_data} of {kept.size} "
+        "data; no verdict on how much of it is lost to amortization, because the best guide of its family was not "
+        f"sought ({why})."
+    )
+    if abs(below.value) <= _SURE * below.std_error:
+        yield "No difference was found between the guide and the best full Gaussian for each datum alone."
+        return
+    side = "below" if below.value > 0 else "above"
+    size = number(below._replace(value=abs(below.value)))
+    cure = "; a full Gaussian optimized for each datum would do better" if below.value > 0 else ""
+    yield f"The guide lies {size} nats {side} the best full Gaussian for each datum alone{cure}."
+
+
+def _refusals(gaps: xr.Dataset, kept: Bool[np.ndarray, " n"]) -> str:
+    """A clause on the data that are left out, with the reasons, most frequent first."""
+    if kept.all():
+        return ""
+    verdict, reason = gaps["verdict"].values[~kept], gaps["reason"].values[~kept]
+    told = ", ".join(f"{why}: {count}" for why, count in Counter(map(str, reason)).most_common(3))
+    missed, refused = int((verdict == "not optimized").sum()), int((verdict == "no verdict").sum())
+    clauses = [f"{data_have(refused)} no verdict"] if refused else []
+    clauses += [f"{missed} were not optimized"] if missed else []
+    least = (gaps["elbo_full"].values - gaps["elbo"].values)[~kept]
+    above = f", where the best full Gaussian lies {least.mean():.2f} nats above the guide" if refused else ""
+    return f"; {' and '.join(clauses)} ({told}){above}"
