@@ -50,7 +50,8 @@ def test_a_short_demo_writes_everything_and_nothing_else(tmp_path):
     assert "log p(x) by IWAE" in result.output
     assert "The reference posterior converged for" in result.output
     assert sorted(path.name for path in out.iterdir()) == [
-        *("draws.png", "evidence.png", "model.pyrovae", "reconstructions.png", "result.nc", "training.png")
+        *("draws.png", "evidence.png", "model.pyrovae", "reconstructions.png"),
+        *("report.html", "result.nc", "training.png"),
     ]
     tree = pv.read(out / "result.nc")
     assert tree["posterior"]["z"].sizes["datum"] == 6

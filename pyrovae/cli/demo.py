@@ -52,7 +52,8 @@ def demo(
     pv.write_report(tree, out / "report.html")
     print_summary(console, tree, "How good is the inference?")
     console.print(f"Written to {out}: model.pyrovae, result.nc, {', '.join(figures)}, and the report:")
-    console.print(f"{headline(tree)} -> {out / 'report.html'}", highlight=False, markup=False)
+    console.print(f"{out / 'report.html'}", highlight=False, markup=False)
+    console.print(headline(tree), style="bold", highlight=False, markup=False)
     if "ok" not in tree["diagnostics"].to_dataset()["verdict"].values:
         raise typer.Exit(FAILED)
 

@@ -24,8 +24,8 @@ FailOn = Annotated[
         help="Conditions, with commas between, each of which fails the audit (exit 1; 3 if it was not measured), such "
         "as khat>0.7,rhat>1.01,sd_ratio<0.5. Names: khat (the largest), khat_share, rhat, ess_bulk, ess_tail, "
         "converged, closed (numbers of data), gap (nats, by the best that was measured), sandwich_gap, log_evidence, "
-        "mean_error, sd_ratio, wasserstein2, simulated_gap, inference_gap, approximation_gap, amortization_gap; others as audit.json "
-        "has them."
+        "mean_error, sd_ratio, wasserstein2, simulated_gap, inference_gap, approximation_gap, amortization_gap; "
+        "others as audit.json has them."
     ),
 ]
 Folder = Annotated[
