@@ -11,7 +11,7 @@ from pyrovae.cli import app
 from pyrovae.cli.gaps import gaps
 from pyrovae.reporting.gaps import plot_gaps
 from pyrovae.results import build_tree, group
-from pyrovae.results.inference_gaps import inference_gap_rows, inference_gap_sentences
+from pyrovae.results.inference_gaps import inference_gap_rows, inference_gap_sentences, sandwich_margin
 
 NAN = float("nan")
 
@@ -212,3 +212,15 @@ def test_the_command_refuses_with_its_exit_codes(trained, tmp_path):
     assert runner.invoke(alone, [str(tmp_path)]).exit_code == 4
     few = ["--num-data", "4", "--num-samples", "10", "--num-fitting-samples", "6", "--tolerance", "1e-6"]
     assert runner.invoke(alone, [str(trained), *few]).exit_code == 3
+
+
+def test_sandwiches_of_more_data_than_the_gaps_are_told_apart_by_datum() -> None:
+    sandwich = xr.Dataset(
+        {"gap": ("datum", [8.0, 0.2, 0.4]), "source": ("datum", ["ais and ais-reverse"] * 3)},
+        {"datum": [0, 5, 7]},
+    )
+    gaps = xr.Dataset({"log_evidence": ("datum", [1.0, 2.0])}, {"datum": [5, 7]})
+    tree = xr.DataTree.from_dict({"sandwich": sandwich, "gaps": gaps})
+    assert sandwich_margin(tree, np.array([True, True])) == pytest.approx(0.15)
+    assert sandwich_margin(tree, np.array([False, True])) == pytest.approx(0.2)
+    assert sandwich_margin(tree, np.array([False, False])) == 0.0

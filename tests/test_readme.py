@@ -24,7 +24,9 @@ def test_the_python_blocks_run_one_after_the_other(tmp_path, monkeypatch):
         exec(block, names)
     assert names["evidence"].direction == "lower"
     assert names["reference"]["diagnostics"].sizes["datum"] == 10
-    assert {path.name for path in tmp_path.iterdir()} == {"result.nc", "digits.pyrovae"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("result.nc", "report.html", "digits.pyrovae", "checkpoints")
+    }
 
 
 def test_every_name_of_pv_in_readme_exists():

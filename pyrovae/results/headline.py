@@ -7,9 +7,9 @@ from typing import Final, NamedTuple
 import numpy as np
 import xarray as xr
 
-from pyrovae.results.inference_gaps import inference_gap_rows, trusted
+from pyrovae.results.inference_gaps import inference_gap_rows, sandwich_margin, trusted
 from pyrovae.results.rows import NATS, Row, average, measured, number
-from pyrovae.results.sandwich import half_gap, truth_name
+from pyrovae.results.sandwich import truth_name
 from pyrovae.results.schema import check
 from pyrovae.results.summary import comparison_row, gap_rows, with_verdict
 
@@ -148,10 +148,6 @@ def gap_parts(tree: xr.DataTree) -> GapParts | None:
     values = gaps[names[0]].values - gaps[names[1]].values
     errors = np.hypot(*(gaps[f"{name}_std_error"].values for name in names))
     value, error, count = average(values[kept], errors[kept])
-    sandwich = measured(tree, "sandwich", "source")
-    # log p(x) of a datum may lie anywhere between the ends of its sandwich, which is no chance.
-    margin = float(half_gap(sandwich)[kept].mean()) if sandwich is not None else 0.0
-    difference = Row(
-        "difference", "", value, math.hypot(error, margin), NATS, "none", count, kept.size - count
-    )
+    error = math.hypot(error, sandwich_margin(tree, kept))
+    difference = Row("difference", "", value, error, NATS, "none", count, kept.size - count)
     return GapParts(rows[names[0]], rows[names[1]], difference)

@@ -12,7 +12,7 @@ from jaxtyping import Bool
 from pyrovae.results.rows import NATS, Row, average, data_have, measured, number
 from pyrovae.results.sandwich import half_gap
 
-__all__ = ["inference_gap_rows", "inference_gap_sentences", "trusted"]
+__all__ = ["inference_gap_rows", "inference_gap_sentences", "sandwich_margin", "trusted"]
 
 _SURE: Final = 3.0  # standard errors from which a difference is called one
 _FEW: Final = 20  # data, below which a worst tenth says nothing
@@ -56,7 +56,7 @@ def inference_gap_rows(tree: xr.DataTree) -> Iterator[Row]:
         if count == 0 and not np.isfinite(values).any():
             continue
         if name in _OF_TRUTH:
-            error = math.hypot(error, _margin(tree, kept))
+            error = math.hypot(error, sandwich_margin(tree, kept))
         quantity = _NAMES[name].format(family=family)
         yield Row(
             name, quantity, value, error, NATS, _direction(tree, name), count, gaps.sizes["datum"] - count
@@ -117,8 +117,11 @@ def _difference(gaps: xr.Dataset, one: str, other: str) -> tuple[np.ndarray, np.
     return gaps[one].values - gaps[other].values, error
 
 
-def _margin(tree: xr.DataTree, kept: Bool[np.ndarray, " n"]) -> float:
-    """How far log p(x) may lie from the middle of the sandwiches, on average; those may be of more data."""
+def sandwich_margin(tree: xr.DataTree, kept: Bool[np.ndarray, " n"]) -> float:
+    """How far log p(x) may lie from the middle of its sandwich, which is no chance, on average over `kept` data.
+
+    The sandwiches may be of more data than the gaps.
+    """
     sandwich = measured(tree, "sandwich", "source")
     if sandwich is None or not kept.any():
         return 0.0
@@ -155,7 +158,7 @@ def _say_cure(tree: xr.DataTree, rows: dict[str, Row], kept: Bool[np.ndarray, " 
     errors = np.hypot(gaps[f"{near}_std_error"].values, gaps[f"{far}_std_error"].values)
     differences = np.where(kept, gaps[far].values - gaps[near].values, np.nan)
     value, error, _ = average(differences, errors)
-    if abs(value) <= _SURE * math.hypot(error, _margin(tree, kept)):
+    if abs(value) <= _SURE * math.hypot(error, sandwich_margin(tree, kept)):
         yield "Which of the two is larger cannot be told from these data."
     elif value > 0:
         yield _cure_amortization(gaps, rows[far], kept)
