@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pyro
 import pytest
 
 import pyrovae as pv
@@ -20,8 +21,9 @@ README = (ROOT / "README.md").read_text()
 def test_the_python_blocks_run_one_after_the_other(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
-        exec(block, names)
+    with pyro.get_param_store().scope():  # plain SVI leaves its parameters behind
+        for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+            exec(block, names)
     assert names["evidence"].direction == "lower"
     assert names["reference"]["diagnostics"].sizes["datum"] == 10
     assert {path.name for path in tmp_path.iterdir()} == {

@@ -3,6 +3,7 @@
 `draws` compares two sets of draws, by their `moments`, along `directions` and `sliced`; `divergences` uses log-weights.
 """
 
+import numpy as np
 import xarray as xr
 
 from pyrovae import results
@@ -89,7 +90,8 @@ def compare(
     """
     if "posterior" not in reference.children:
         raise ValueError("the reference has no group 'posterior': make one with sample_posterior(target)")
-    z = reference["posterior"].to_dataset()["z"].values
+    # In one layout, since sums over another may differ in the last bit: a file gives back another one than memory.
+    z = np.ascontiguousarray(reference["posterior"].to_dataset()["z"].values)
     if z.shape[2:] != (target.num_data, target.dim):
         raise ValueError(
             f"the reference has {z.shape[2]} data of {z.shape[3]} latent coordinates, the target {target.num_data} of "
