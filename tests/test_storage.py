@@ -274,3 +274,14 @@ def test_the_hash_does_not_depend_on_order_or_memory_layout() -> None:
         groups["posterior"].assign(z=(groups["posterior"]["z"].dims, fortran))
     )
     assert content_hash(backwards) == content_hash(full_tree())
+
+
+@pytest.mark.parametrize("name", ["run.nc", "run.zarr"])
+def test_what_was_read_does_not_need_the_file(tmp_path: Path, name: str) -> None:
+    terms = {"elbo": (("datum",), np.ones(3)), "mutual_information": ((), np.float64(2.0))}
+    groups = all_groups() | {"decomposition": group("decomposition", terms, datum=[4, 7, 9])}
+    tree = build_tree(groups)
+    write(tree, tmp_path / name)
+    back = read(tmp_path / name)
+    (tmp_path / name).rename(tmp_path / "gone")
+    xr.testing.assert_identical(back, tree)

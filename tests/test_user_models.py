@@ -47,7 +47,8 @@ def test_what_training_gives_can_be_audited(user):
     result = pv.fit(made.model, made.guide, make(400).x, plate=plate, max_epochs=8, lr=3e-3, seed=1)
     after = audit(made, made.x, plate, result.params, stages=("weights",))
     elbos = [
-        float(tree["evidence"].to_dataset()["value"].sel(method="elbo").mean()) for tree in (before, after)
+        float(tree["evidence"].to_dataset()["value"].sel({"method": "elbo"}).mean())
+        for tree in (before, after)
     ]
     assert elbos[1] > elbos[0] + 0.1
 

@@ -72,7 +72,8 @@ def read(path: str | os.PathLike[str]) -> xr.DataTree:
         ValueError: If it is not a result tree.
     """
     with _opened(path) as opened:
-        tree = opened.load().map_over_datasets(_plain)
+        # Each dataset by itself: `DataTree.load` leaves behind what it takes for read already.
+        tree = opened.map_over_datasets(lambda dataset: _plain(dataset.load()))
     check(tree)
     return tree
 
