@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -218,3 +219,32 @@ def test_a_run_is_audited(tmp_path):
     assert tree.attrs["num_data"] == 4
     assert {"calibration", "evidence"} <= set(tree.children)
     assert len(list((tmp_path / "run" / "audit").iterdir())) == 3
+
+
+@pytest.mark.slow
+def test_a_run_on_a_file_larger_than_memory_is_read_in_blocks(tmp_path, monkeypatch):
+    from pyrovae.cli import app as whole
+    from pyrovae.data import Rows
+
+    np.save("x.npy", np.random.default_rng(0).integers(0, 9, (400, 6)).astype("u1"))
+    options = [
+        "--data",
+        "npy:x.npy",
+        "--max-epochs",
+        "1",
+        "--hidden",
+        "8",
+        "--latent-dim",
+        "2",
+        "--out",
+        "run",
+    ]
+    assert runner.invoke(whole, ["train", *options]).exit_code == 0
+    wanted = [*WEIGHTS, "--num-data", 8, "--dtype", "float64"]
+    invoke("audit", "run", *wanted, "--out", "in-memory")
+    sizes, read = [], Rows._read
+    monkeypatch.setattr("pyrovae.data.sources.LARGE", 1)
+    monkeypatch.setattr(Rows, "_read", lambda self, rows: sizes.append(len(rows)) or read(self, rows))
+    invoke("audit", "run", *wanted, "--out", "mapped")
+    assert max(sizes) <= 3 < sum(sizes)
+    assert content_hash(pv.read("mapped/audit.nc")) == content_hash(pv.read("in-memory/audit.nc"))

@@ -109,6 +109,8 @@ def test_rows_of_an_array_and_parts_of_parts() -> None:
     assert part[:0].shape == part[torch.tensor([], dtype=torch.long)].shape == (0, 2)
     with pytest.raises(IndexError):
         part[torch.tensor([5])]
+    assert torch.equal(part.to("cpu", torch.float32)[1:3], whole[[3, 4]].float())
+    assert part.dtype == torch.float64
     Rows(array.astype("f4"))[:].zero_()
     plain = array.astype("f4")
     Rows(plain)[:].zero_()

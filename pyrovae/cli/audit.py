@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pyrovae.cli.common import AsJson, Common, Device, DType, Out, Quiet, Seed, Threads, threads_set
+from pyrovae.cli.common import Common, with_common
 from pyrovae.cli.factories import call_factory
-from pyrovae.cli.measure import NumData, bad_inputs, bad_options, open_part
+from pyrovae.cli.measure import NumData, bad_inputs, bad_options, open_rows
 from pyrovae.cli.merge import FailOn, blocks_folder, finish, gates_of
 from pyrovae.cli.shards import find_shard
-from pyrovae.cli.show import BAD_INPUT, print_error, progress
+from pyrovae.cli.show import BAD_INPUT, print_error, progress, stage_bars
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from pyrovae.diagnostics.audit import Plan
 
 __all__ = ["audit"]
@@ -53,10 +51,11 @@ Shard = Annotated[
     str | None,
     typer.Option(help="i/n, i from 0: every n-th block only; by default as torchrun or Slurm say, else all."),
 ]
-Resume = Annotated[str, typer.Option(help="auto: go on from the blocks that are there; none: measure anew.")]
 
 
+@with_common(resume="auto")
 def audit(
+    common: Common,
     run: Run = None,
     model: Model = None,
     part: Part = None,
@@ -73,14 +72,6 @@ def audit(
     num_simulations: NumSimulations = None,
     shard: Shard = None,
     fail_on: FailOn = "",
-    seed: Seed = 0,
-    device: Device = "auto",
-    dtype: DType = None,
-    threads: Threads = None,
-    out: Out = None,
-    resume: Resume = "auto",
-    as_json: AsJson = False,
-    quiet: Quiet = False,
 ) -> None:
     """Audit a trained guide: calibration, weights, posteriors by HMC, bounds of log p(x), gaps; resumable, in shards.
 
@@ -90,25 +81,15 @@ def audit(
     Exit codes: 0 done, 1 a gate of --fail-on failed, 2 wrong options, 3 no verdict, 4 the run, the data or the blocks
     cannot be used.
     """
-    common = Common(
-        seed=seed,
-        device=device,
-        dtype=dtype,
-        threads=threads,
-        out=out,
-        resume=resume,
-        as_json=as_json,
-        quiet=quiet,
-    )
     mine, gates = find_shard(shard), gates_of(fail_on)
-    if mine[1] > 1 and (gates or as_json):
+    if mine[1] > 1 and (gates or common.as_json):
         raise typer.BadParameter(
             "--fail-on and --json want the whole audit: pass them to `pyrovae merge`, not to a shard"
         )
     settings: dict[str, Any] = {
         "block_size": block_size,
         "num_samples": num_samples,
-        "seed": seed,
+        "seed": common.seed,
         "stages": stages and tuple(name.strip() for name in stages.split(",")),
         "reference": _given(
             num_chains=num_chains, num_samples=posterior_samples, warmup_steps=warmup_steps, min_ess=min_ess
@@ -117,17 +98,13 @@ def audit(
         "calibration": _given(num_simulations=num_simulations),
     }
     source = partial(_of_run, part or "test") if model is None else partial(_of_factory, model, part)
-    with threads_set(threads):
-        plan, about, folder = source(common, run, num_data, settings)
-        _measure(common, plan, folder, shard=mine, source=about, max_seconds=max_seconds)
-        if mine[1] == 1:
-            finish(folder, common, gates)
-        else:
-            common.console.print(
-                f"Shard {mine[0]} of {mine[1]} is done; when all are: pyrovae merge {folder}",
-                markup=False,
-                highlight=False,
-            )
+    plan, about, folder = source(common, run, num_data, settings)
+    _measure(common, plan, folder, shard=mine, source=about, max_seconds=max_seconds)
+    if mine[1] == 1:
+        finish(folder, common, gates)
+    else:
+        told = f"Shard {mine[0]} of {mine[1]} is done; when all are: pyrovae merge {folder}"
+        common.console.print(told, markup=False, highlight=False)
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -143,7 +120,7 @@ def _of_run(
             "say what to audit: a run's folder, or --model package.module:factory with --out"
         )
     with bad_inputs(common.errors):
-        vae, x, _ = open_part(run, part, num_data, common.device, common.dtype)
+        vae, x, _ = open_rows(run, part, num_data, common.device, common.dtype)
     plan = _plan(vae.model, vae.guide, (x,), settings)
     return plan, {"part": part, "dtype": common.dtype, "device": x.device.type}, common.folder(run)
 
@@ -193,22 +170,10 @@ def _measure(common: Common, plan: "Plan", folder: Path, **options: Any) -> None
                 plan,
                 blocks_folder(folder),
                 resume=common.resume,
-                progress=_stage_bars(bars),
+                progress=stage_bars(bars),
                 notice=notice,
                 **options,
             )
     except (ValueError, TypeError) as error:
         print_error(common.errors, error)
         raise typer.Exit(BAD_INPUT) from error
-
-
-def _stage_bars(bars: "Progress") -> Callable[[str, int, int], None]:
-    """One bar a stage."""
-    tasks: dict[str, Any] = {}
-
-    def tell(stage: str, done: int, total: int) -> None:
-        if stage not in tasks:
-            tasks[stage] = bars.add_task(stage, total=total, note="")
-        bars.update(tasks[stage], completed=done, total=total)
-
-    return tell

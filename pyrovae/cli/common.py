@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,7 +33,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
 
 @dataclass(frozen=True, kw_only=True)
 class Common:
-    """The common options of a command, as they were given, and its own, by which a result is known again."""
+    """The common options of a command, as they were given."""
 
     seed: Seed = 0
     device: Device = "auto"
@@ -121,12 +121,19 @@ def _plain(tree: "xr.DataTree", files: Sequence[str]) -> dict[str, Any]:
     return {**rows, "sentences": pv.verdict_sentences(tree), "files": list(files)}
 
 
-def with_common(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command, whose first argument is a `Common`, an option for every field of it."""
+def with_common(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command, whose first argument is a `Common`, an option for every field of it; some with other defaults."""
+    return partial(_with_common, defaults)
+
+
+def _with_common(defaults: Mapping[str, Any], command: Callable[..., None]) -> Callable[..., None]:
     own = list(inspect.signature(command).parameters.values())[1:]
     options = [
         inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=defaults.get(field.name, field.default),
+            annotation=field.type,
         )
         for field in fields(Common)
     ]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pyrovae.cli.show import FAILED, choose_device, print_summary, progress, training_bar
+from pyrovae.cli.show import FAILED, choose_device, print_summary, progress, stage_bars, training_bar
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -80,16 +80,8 @@ def _train(
 def _audit(vae: "VAE", test: Any, bars: "Progress", *, history: dict[str, Any], seed: int) -> "xr.DataTree":
     import pyrovae as pv
 
-    tasks: dict[str, Any] = {}
-
-    def tell(stage: str, done: int, total: int) -> None:
-        if stage not in tasks:
-            tasks[stage] = bars.add_task(stage, total=total, note="")
-        bars.update(tasks[stage], completed=done)
-
-    return pv.audit(
-        vae.model, vae.guide, test, reference=REFERENCE, history=history, seed=seed, progress=tell
-    )
+    options: dict[str, Any] = {"reference": REFERENCE, "history": history, "seed": seed}
+    return pv.audit(vae.model, vae.guide, test, progress=stage_bars(bars), **options)
 
 
 def _write_figures(tree: "xr.DataTree", out: Path) -> list[str]:

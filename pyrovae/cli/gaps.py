@@ -22,7 +22,7 @@ Temperatures = Annotated[int, typer.Option(min=1, help="Temperatures of annealin
 Tolerance = Annotated[float, typer.Option(min=0.0, help="Nats by which an optimum may be missed.")]
 
 
-@with_common
+@with_common()
 def gaps(
     common: Common,
     run: Run,

@@ -43,7 +43,7 @@ TAKES = {"num_outer": ("miwae", "piwae"), "beta": ("ciwae",), "alpha": ("renyi",
 ELBO_DRAWS = 1000
 
 
-@with_common
+@with_common()
 def gradients(
     common: Common,
     run: Run,

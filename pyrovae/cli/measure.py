@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
 
-    from pyrovae.data import Pipeline
+    from pyrovae.data import Pipeline, Rows
     from pyrovae.models.vae import VAE
     from pyrovae.target import Target
 
@@ -40,6 +40,7 @@ __all__ = [
     "evidence",
     "numbers",
     "open_part",
+    "open_rows",
     "reconstruct",
 ]
 
@@ -61,7 +62,7 @@ Tolerance = Annotated[
 METHODS = "elbo,iwae,psis,cumulant,cubo,single-shot,single-shot-laplace,laplace,bidirectional"
 
 
-@with_common
+@with_common()
 def evidence(
     common: Common,
     run: Run,
@@ -120,7 +121,7 @@ def bad_options() -> Iterator[None]:
         raise typer.BadParameter(str(error)) from error
 
 
-@with_common
+@with_common()
 def decompose(
     common: Common, run: Run, part: Part = "test", num_data: NumData = None, num_samples: NumSamples = 500
 ) -> None:
@@ -143,7 +144,7 @@ def decompose(
     common.tell(tree, ("decomposition.nc", "decomposition.png"), folder, show)
 
 
-@with_common
+@with_common()
 def reconstruct(
     common: Common, run: Run, part: Part = "test", num_data: NumData = 64, num_samples: NumSamples = 10_000
 ) -> None:
@@ -194,13 +195,24 @@ def open_part(
     run: Path, part: str, num_data: int | None, device: str, dtype: str | None = None
 ) -> "tuple[VAE, Tensor, Pipeline]":
     """A run's model and some of its data, on the device and of the dtype, and the way back to raw units."""
+    vae, rows, pipeline = open_rows(run, part, num_data, device, dtype)
+    return vae, rows[:], pipeline
+
+
+def open_rows(
+    run: Path, part: str, num_data: int | None, device: str, dtype: str | None = None
+) -> "tuple[VAE, Tensor | Rows, Pipeline]":
+    """As `open_part`; data that do not stand in memory are read when they are asked for."""
     import torch
+
+    from pyrovae.data import Rows
 
     if part not in PARTS:
         raise typer.BadParameter(f"part must be one of {', '.join(PARTS)}, got {part!r}")
     place = choose_device(device)
     vae, split, _ = open_run(run)
-    x = getattr(split, part)[:num_data]
+    whole = getattr(split, part)
+    x = whole.part(torch.arange(len(whole))[:num_data]) if isinstance(whole, Rows) else whole[:num_data]
     if len(x) < 2:
         raise RunError(
             f"the part {part!r} of {run} has {len(x)} data, too few to measure: choose another part"

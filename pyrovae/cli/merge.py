@@ -1,7 +1,6 @@
 """`pyrovae merge RUN`: the blocks that shards of `pyrovae audit` left, as one result."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pyrovae.cli.common import AsJson, Common, Quiet
+from pyrovae.cli.runs import write_text
 from pyrovae.cli.show import BAD_INPUT, FAILED, print_error, print_summary
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def finish(folder: Path, common: Common, gates: "Sequence[Gate]") -> None:
         raise typer.Exit(BAD_INPUT) from error
     record = audit_record(tree)
     text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-    _write(folder / "audit.json", text)
+    write_text(folder / "audit.json", text)
     if common.as_json:
         typer.echo(text, nl=False)
     else:
@@ -123,9 +123,3 @@ def _gated(common: Common, gates: "Sequence[Gate]", rows: dict[str, dict[str, An
     if True in outcomes.values():
         return GATE_FAILED
     return FAILED if None in outcomes.values() else 0
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

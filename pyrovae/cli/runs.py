@@ -30,6 +30,7 @@ __all__ = [
     "open_run",
     "resolve",
     "write_run",
+    "write_text",
 ]
 
 RESUME_FOLDER = "resume"
@@ -156,10 +157,10 @@ def write_run(out: Path, settings: Settings, split: "Split", vae: "VAE", result:
         "val_elbo": _best(history, "val_elbo"),
         "val_bound": _best(history, "val_bound"),
     }
-    _write_text(out / METRICS_FILE, whole_log(history))
+    write_text(out / METRICS_FILE, whole_log(history))
     _write_split(out / "split.npz", split)
-    _write_text(out / "run.json", json.dumps(facts, indent=1) + "\n")
-    _write_text(out / "config.toml", to_toml(settings))
+    write_text(out / "run.json", json.dumps(facts, indent=1) + "\n")
+    write_text(out / "config.toml", to_toml(settings))
     save(vae, out / "model.pyrovae")
 
 
@@ -196,7 +197,8 @@ def _best(history: Mapping[str, Any], name: str) -> float | None:
     return float(history[name].max()) if name in history else None
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
     with _whole(path) as temporary:
         temporary.write_text(text)
 

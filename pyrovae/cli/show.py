@@ -22,6 +22,7 @@ __all__ = [
     "print_summary",
     "progress",
     "stage_bar",
+    "stage_bars",
     "training_bar",
     "with_error",
 ]
@@ -95,6 +96,18 @@ def stage_bar(bars: "Progress", name: str) -> Any:
     """A progress callback (stage, done, total), shown as a bar."""
     task = bars.add_task(name, note="")
     return lambda stage, done, total: bars.update(task, completed=done, total=total, note=stage)
+
+
+def stage_bars(bars: "Progress") -> Any:
+    """A progress callback (stage, done, total) with one bar a stage."""
+    tasks: dict[str, Any] = {}
+
+    def tell(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(stage, total=total, note="")
+        bars.update(tasks[stage], completed=done, total=total)
+
+    return tell
 
 
 def print_error(console: "Console", error: Exception) -> None:

@@ -48,6 +48,7 @@ class Rows:
     ) -> None:
         self.pipeline = Pipeline(table.shape[1]) if pipeline is None else pipeline
         self.dtype, self.device = dtype, torch.device("cpu")
+        self._transformed_in = dtype
         self.is_checked = is_checked
         self._table, self._index = table, np.arange(len(table))
         seeds = [step.seed for step in self.pipeline.steps if isinstance(step, Dequantize)]
@@ -65,10 +66,14 @@ class Rows:
         some._index = np.sort(self._index)
         return some
 
-    def to(self, device: torch.device | str) -> "Rows":
-        """The same rows, whose tensors come to `device`, from pinned memory where that is a CUDA device."""
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Rows":
+        """The same rows, whose tensors come to `device`, from pinned memory where that is a CUDA device.
+
+        Transformed in the dtype they had, then converted to `dtype`, as a tensor of them would be.
+        """
         moved = copy.copy(self)
         moved.device = torch.device(device)
+        moved.dtype = self.dtype if dtype is None else dtype
         return moved
 
     def __len__(self) -> int:
@@ -118,7 +123,7 @@ class Rows:
         values = self._table[rows[0] : rows[-1] + 1] if is_run else self._table[rows]
         if isinstance(self._table, np.ndarray):
             values = values.astype(values.dtype.newbyteorder("="))  # a copy, also where `values` is a view
-        x = as_tensor(values, self.dtype)
+        x = as_tensor(values, self._transformed_in)
         for step in self.pipeline.steps:
             x = step.fill(x, self._noise[0][rows]) if isinstance(step, Dequantize) else step.forward(x)
         return x.to(self.dtype)

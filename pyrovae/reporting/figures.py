@@ -2,6 +2,8 @@
 
 import os
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
@@ -12,7 +14,16 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextToPath
 
-__all__ = ["COLORS", "data_variable", "new_figure", "require", "save_figure", "set_title", "simplify"]
+__all__ = [
+    "COLORS",
+    "data_variable",
+    "new_figure",
+    "require",
+    "save_figure",
+    "set_title",
+    "simplify",
+    "whole_file",
+]
 
 COLORS: Final = {
     "black": "#000000",
@@ -121,9 +132,16 @@ def save_figure(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 200)
     target = Path(path)
     if target.suffix not in (".png", ".svg", ".pdf"):
         raise ValueError(f"a figure is saved as .png, .svg or .pdf, got {target.name!r}")
+    with whole_file(target) as temporary:
+        figure.savefig(temporary, dpi=dpi, metadata=_NO_DATE.get(target.suffix))
+
+
+@contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """A temporary path beside `target`, which takes its place when the block has ended well."""
     temporary = target.with_name(f".{target.stem}.{uuid4().hex}{target.suffix}")
     try:
-        figure.savefig(temporary, dpi=dpi, metadata=_NO_DATE.get(target.suffix))
+        yield temporary
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)

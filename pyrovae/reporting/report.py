@@ -6,13 +6,13 @@ from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
-from uuid import uuid4
 
 import xarray as xr
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from pyrovae.reporting import report_facts as facts
+from pyrovae.reporting.figures import whole_file
 from pyrovae.reporting.report_figures import Drawn, draw_figures
 from pyrovae.results.advice import advice
 from pyrovae.results.headline import headline
@@ -49,12 +49,8 @@ def write_report(tree: xr.DataTree, path: str | os.PathLike[str]) -> None:
     if target.suffix not in (".html", ".htm"):
         raise ValueError(f"a report is written as .html, got {target.name!r}: change the ending")
     text = render_report(tree)
-    temporary = target.with_name(f".{target.stem}.{uuid4().hex}{target.suffix}")
-    try:
+    with whole_file(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def render_report(tree: xr.DataTree) -> str:

@@ -16,17 +16,15 @@ from pyrovae.results.storage import read
 __all__ = ["gather"]
 
 _FILES: Final = (
-    *(
-        "audit",
-        "result",
-        "evidence",
-        "reconstruction",
-        "gaps",
-        "calibration",
-        "decomposition",
-        "gradients",
-        "history",
-    ),
+    "audit",
+    "result",
+    "evidence",
+    "reconstruction",
+    "gaps",
+    "calibration",
+    "decomposition",
+    "gradients",
+    "history",
 )
 """Names of files, the one that has most of a run first."""
 _ENDINGS: Final = (".nc", ".zarr")

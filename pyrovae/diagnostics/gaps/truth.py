@@ -2,10 +2,10 @@
 annealing forward and backward."""
 
 from collections.abc import Callable
+from typing import Any
 
 import xarray as xr
 
-from pyrovae.diagnostics import evidence as estimators
 from pyrovae.diagnostics.evidence_table import BIDIRECTIONAL, evidence_table
 from pyrovae.target import Target
 
@@ -29,8 +29,7 @@ def find_truth(
         ValueError: if what is given has no truth, or is of another number of data.
     """
     if given is None:
-        method = [_method(target, seed)]
-        return evidence_table(target, method, num_temperatures=num_temperatures, seed=seed, progress=progress)
+        return _found(target, num_temperatures=num_temperatures, seed=seed, progress=progress)
     if "sandwich" not in given.children or "truth" not in given["sandwich"].data_vars:
         raise ValueError(
             "evidence must be a tree with group 'sandwich', which says what log p(x) is: make it with "
@@ -44,9 +43,9 @@ def find_truth(
     return given
 
 
-def _method(target: Target, seed: int) -> str:
+def _found(target: Target, **options: Any) -> xr.DataTree:
     try:
-        estimators.log_evidence(target, "exact", seed=seed)
-    except ValueError:
-        return "quadrature" if target.dim <= MOST_GRID else BIDIRECTIONAL
-    return "exact"
+        return evidence_table(target, ["exact"], **options)
+    except ValueError:  # log p(x, z) is not quadratic in z
+        method = "quadrature" if target.dim <= MOST_GRID else BIDIRECTIONAL
+        return evidence_table(target, [method], **options)
