@@ -72,8 +72,8 @@ def outcome(result: FitResult, tensors: list[Tensor]) -> dict[str, Tensor]:
     return {**found, "tensors": torch.cat([t.detach().flatten() for t in tensors])}
 
 
-def of_vae(**options) -> dict[str, Tensor]:
-    vae = build_vae(5, 2, hidden=(6,), noise="optimal", seed=0).double()
+def of_vae(encoder: str = "diagonal", **options) -> dict[str, Tensor]:
+    vae = build_vae(5, 2, hidden=(6,), encoder=encoder, noise="optimal", seed=0).double()
     result = fit(vae.model, vae.guide, X, **{**OPTIONS, "val_data": X[:13], **options})
     return outcome(result, [*vae.parameters(), *vae.buffers()])
 
@@ -184,6 +184,7 @@ def main(folder: Path) -> None:
         found["iwae"] = of_vae(objective="iwae", num_particles=4)
         found["dreg in chunks"] = of_vae(objective="dreg", num_particles=4, chunk_size=2, compile=False)
         found["functions"] = of_functions()
+        found["mixture"] = of_vae(encoder="mixture", compile=False)
         found["stopped"] = stopped(ranks, folder / f"of-{ranks.size}")
         if ranks.size > 1:
             found["gammas"] = of_gammas()

@@ -6,12 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from share_training import OPTIONS, X, guide, model
+from torch import distributed
+from typer.testing import CliRunner
 
+from pyrovae.cli import app
 from pyrovae.training.distributed import Ranks
+from pyrovae.training.fit import TrainingStopped, fit
 from pyrovae.training.shares import share_of
 
 HERE = Path(__file__).parent
@@ -43,7 +50,7 @@ def largest_difference(one: dict, other: dict) -> float:
 
 
 CASES = ["vae traced", "vae untraced", "functions traced", "functions untraced"]
-CASES += ["functions", "iwae", "dreg in chunks", "stopped"]
+CASES += ["functions", "mixture", "iwae", "dreg in chunks", "stopped"]
 
 
 @pytest.mark.slow
@@ -131,63 +138,132 @@ def test_alone_nothing_waits() -> None:
         raise ValueError("mine")
 
 
-QUICK = ["--max-epochs", "12", "--hidden", "8", "--latent-dim", "2", "--keep-epochs", "0,5"]
+@pytest.fixture
+def launch(monkeypatch):
+    """Make this process one that torchrun started: `launch()` begins another, `launch.fails()` starts it anew."""
+    stores = []
+
+    def begin() -> None:
+        stores.append(distributed.TCPStore("localhost", 0, is_master=True))
+        monkeypatch.setenv("MASTER_PORT", str(stores[-1].port))
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    begin.fails = lambda: monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    return begin
+
+
+def test_a_launch_goes_on_after_a_restart_with_what_it_began_and_with_nothing_else(launch, tmp_path) -> None:
+    def train(stop=None, **more):
+        return fit(model, guide, X, checkpoint=tmp_path / "a", stop=stop, **OPTIONS, **more)
+
+    launch()
+    with pytest.raises(TrainingStopped):
+        train(stop=lambda: True)
+    with pytest.raises(ValueError, match="wants a folder without checkpoints"):
+        train()
+    launch.fails()
+    with pytest.raises(TrainingStopped, match="after 2 steps"):
+        train(stop=lambda: True)
+    launch()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="wants a folder without checkpoints"):
+            train()
+        launch.fails()
+    assert train(resume="auto").num_steps == 9
+
+
+def test_the_command_refuses_at_a_restart_what_it_refused(launch, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", X.numpy())
+    quick = [
+        "train",
+        "--data",
+        "npy:x.npy",
+        "--max-epochs",
+        "2",
+        "--hidden",
+        "3",
+        "--latent-dim",
+        "2",
+        "--out",
+        "a",
+    ]
+    launch()
+    fit(model, guide, X, checkpoint=tmp_path / "a" / "resume", **OPTIONS)
+    launch()
+    for _ in range(2):
+        refused = CliRunner().invoke(app, quick)
+        assert (refused.exit_code, "unfinished run" in refused.output) == (2, True), refused.output
+        launch.fails()
+
+
+QUICK = [
+    "--data",
+    "npy:x.npy",
+    "--batch-size",
+    "20",
+    "--max-epochs",
+    "30",
+    "--hidden",
+    "4",
+    "--latent-dim",
+    "2",
+]
 
 
 def start(out: Path, *more: str, restarts: int = 0) -> subprocess.Popen:
-    command = [
-        *TORCHRUN,
-        "--max-restarts",
-        str(restarts),
-        "-m",
-        "pyrovae",
-        "train",
-        *QUICK,
-        "--out",
-        str(out),
-        *more,
-    ]
+    """The command on two ranks, in the folder of `out`, where its data are."""
+    command = [*TORCHRUN, "--max-restarts", str(restarts), "-m", "pyrovae", "train", *QUICK, *more]
+    command += ["--keep-epochs", "0,5", "--out", out.name]
     with open(out.with_suffix(".log"), "a") as log:
-        return subprocess.Popen(command, env=ENV, stdout=log, stderr=log)
+        return subprocess.Popen(command, env=ENV, stdout=log, stderr=log, cwd=out.parent)
 
 
-def wait_for_a_checkpoint(out: Path, process: subprocess.Popen) -> None:
+def saved(out: Path) -> set[str]:
+    return {path.name for path in (out / "resume").glob("step-*")}
+
+
+def wait_until(is_so: Callable[[], object], process: subprocess.Popen) -> None:
     deadline = time.monotonic() + 120
-    while not list((out / "resume").glob("step-*")) and process.poll() is None:
+    while not is_so():
+        assert process.poll() is None
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.005)
 
 
-def workers(process: subprocess.Popen) -> list[int]:
+def workers(process: subprocess.Popen) -> set[int]:
     text = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-    return sorted(map(int, text.split()))
-
-
-def same_files(one: Path, other: Path) -> bool:
-    names = ["model.pyrovae", "checkpoints/epoch-0000.pyrovae", "checkpoints/epoch-0005.pyrovae", "split.npz"]
-    return all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
+    return set(map(int, text.split()))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the ranks in /proc")
 def test_a_killed_rank_and_a_signal_end_as_an_undisturbed_run(tmp_path) -> None:
-    """A rank is killed, and torchrun starts both anew; SIGTERM stops both, and the same command goes on."""
-    killed, signalled = tmp_path / "killed", tmp_path / "signalled"
-    process = start(killed, restarts=1)
-    wait_for_a_checkpoint(killed, process)
-    os.kill(workers(process)[-1], signal.SIGKILL)
-    assert process.wait(timeout=120) == 0, killed.with_suffix(".log").read_text()
+    """A rank is killed, and torchrun starts both anew; SIGTERM stops these, and the same command goes on."""
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(200, 5)))
+    plain, disturbed = tmp_path / "plain", tmp_path / "disturbed"
+    undisturbed = start(plain)
 
-    process = start(signalled)
-    wait_for_a_checkpoint(signalled, process)
+    process = start(disturbed, restarts=1)
+    wait_until(lambda: saved(disturbed), process)
+    first = workers(process)
+    os.kill(max(first), signal.SIGKILL)
+    wait_until(lambda: len(workers(process) - first) == 2, process)  # others are there in their place
+    seen = saved(disturbed)
+    wait_until(lambda: saved(disturbed) - seen, process)
     process.terminate()
     assert process.wait(timeout=120) != 0
-    log = signalled.with_suffix(".log").read_text()
-    assert log.count("and saved: the same command goes on with --resume auto") == 1
-    assert list((signalled / "resume").glob("step-*"))
-    process = start(signalled, "--resume", "auto")
-    assert process.wait(timeout=120) == 0, signalled.with_suffix(".log").read_text()
+    log = disturbed.with_suffix(".log").read_text()
+    assert log.count("and saved: the same command goes on with --resume auto") == 1, log
+    assert saved(disturbed)
+    assert start(disturbed, "--resume", "auto").wait(timeout=120) == 0, disturbed.with_suffix(
+        ".log"
+    ).read_text()
+    assert undisturbed.wait(timeout=120) == 0, plain.with_suffix(".log").read_text()
 
-    assert same_files(killed, signalled)
-    assert len((killed / "metrics.jsonl").read_text().splitlines()) == 12
-    assert killed.with_suffix(".log").read_text().count("Written to") == 1
+    for name in ("model", "checkpoints/epoch-0000", "checkpoints/epoch-0005"):
+        assert (plain / f"{name}.pyrovae").read_bytes() == (disturbed / f"{name}.pyrovae").read_bytes()
+    assert len((disturbed / "metrics.jsonl").read_text().splitlines()) == 30
+    assert disturbed.with_suffix(".log").read_text().count("Written to") == 1

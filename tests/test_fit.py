@@ -16,6 +16,7 @@ from pyrovae.data import digits, linear_gaussian
 from pyrovae.models.decoders import ScaleFloorWarning
 from pyrovae.models.vae import VAE, build_vae
 from pyrovae.seeding import seeded
+from pyrovae.training import programs
 from pyrovae.training.batches import epoch_order
 from pyrovae.training.fit import FitConfig, fit
 
@@ -371,6 +372,33 @@ def test_a_collapsing_noise_scale_is_reported() -> None:
 def test_options_that_are_refused(options: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         fit(gaussian_model, gaussian_guide, X[:, 0], **options)
+
+
+@pytest.mark.parametrize("trace_from", [0, 10**9])
+def test_an_error_of_stop_ends_training_at_once(monkeypatch: pytest.MonkeyPatch, trace_from: int) -> None:
+    monkeypatch.setattr(programs, "TRACE_FROM", trace_from)
+    calls: list[int] = []
+
+    def stop() -> bool:
+        calls.append(1)
+        return 1 // (4 - len(calls)) > 1
+
+    vae = small()
+    with pytest.raises(ZeroDivisionError):
+        fit(vae.model, vae.guide, X, batch_size=8, max_epochs=2, stop=stop)
+    assert len(calls) == 4
+
+
+def test_a_stop_after_the_last_step_lets_the_run_end() -> None:
+    calls: list[int] = []
+
+    def stop() -> bool:
+        calls.append(1)
+        return len(calls) == 8
+
+    vae = small()
+    result = fit(vae.model, vae.guide, X, batch_size=10, max_epochs=2, compile=False, stop=stop)
+    assert (result.num_steps, len(result.history["elbo"]), result.stopped_early) == (8, 2, False)
 
 
 def test_config_is_kept() -> None:

@@ -107,6 +107,14 @@ def test_the_mean_and_the_expanded_mixture():
     assert wide.rsample((3,)).shape == (3, 6, 1, 2)
 
 
+def test_a_draw_is_that_of_torch():
+    q = mixture(*parameters(2)).expand((50,))
+    torch.manual_seed(0)
+    wanted = torch.distributions.MixtureSameFamily.sample(q)
+    torch.manual_seed(0)
+    assert torch.allclose(q.sample(), wanted)
+
+
 def test_no_gradient_is_made_where_none_is_wanted():
     p = [q.requires_grad_() for q in parameters(2)]
     with torch.no_grad():

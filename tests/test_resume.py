@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import zipfile
 from pathlib import Path
@@ -19,7 +20,7 @@ from pyrovae.models.vae import VAE, build_vae
 from pyrovae.training import archive
 from pyrovae.training import programs as module
 from pyrovae.training.checkpoint import CheckpointError, load
-from pyrovae.training.checkpoints import training_checkpoints
+from pyrovae.training.checkpoints import FORMAT, FORMAT_VERSION, training_checkpoints
 from pyrovae.training.fit import FitResult, TrainingStopped, fit
 
 X = torch.randn(50, 5, generator=torch.Generator().manual_seed(0))
@@ -213,6 +214,8 @@ def test_tensors_of_another_shape_are_named(tmp_path) -> None:
         (lambda m: m["position"].pop("history"), "none of the checkpoints"),
         (lambda m: m["position"].update(num_steps="os.system"), "none of the checkpoints"),
         (lambda m: m["position"].update(attributes=[[0, "", "forward", [1]]]), "none of the checkpoints"),
+        (lambda m: m["position"].update(seconds=math.nan), "none of the checkpoints"),
+        (lambda m: m["position"]["programs"].update(routes=[[16, "by hand"]]), "none of the checkpoints"),
         (lambda m: m["tensors"][0].update(shape=[10**9]), "none of the checkpoints"),
         (lambda m: m["tensors"][0].update(name="state/0/x"), "another model: missing"),
     ],
@@ -224,6 +227,101 @@ def test_manifests_that_are_newer_or_lie_are_refused(tmp_path, change, message) 
         rewrite(path, change)
     with pytest.raises(CheckpointError, match=message):
         train(small(), tmp_path)
+
+
+def drop(tensors: dict, start: str) -> None:
+    for name in [name for name in tensors if name.startswith(start)]:
+        del tensors[name]
+
+
+FORGERIES = {
+    "an unknown module": (
+        lambda m, t: m["attributes"].append([0, "no.such", "x", 1]),
+        "'x' of 'no.such', which model and guide do not have",
+    ),
+    "an attribute of a parameter": (
+        lambda m, t: m["attributes"].append([0, "decoder.net.0.weight", "x", 1]),
+        "'x' of 'decoder.net.0.weight'",
+    ),
+    "another random state": (
+        lambda m, t: t.update({"random/0": torch.zeros(3)}),
+        "'random/0' is no random state",
+    ),
+    "no twister": (
+        lambda m, t: t.update({"random/0": torch.full_like(t["random/0"], 255)}),
+        "'random/0' is no random state",
+    ),
+    "no random state": (lambda m, t: t.pop("random/0"), "missing 'random/0'"),
+    "a part of Adam": (lambda m, t: drop(t, "adam/exp_avg/"), "missing 'adam/exp_avg/"),
+    "no Adam": (lambda m, t: drop(t, "adam/"), "missing 'adam/step/"),
+    "NaN in Adam": (lambda m, t: t.update(filled(t, "adam/exp_avg/", math.nan)), "is out of its range"),
+    "a negative square": (lambda m, t: t.update(filled(t, "adam/exp_avg_sq/", -1.0)), "is out of its range"),
+    "NaN steps of Adam": (lambda m, t: t.update(filled(t, "adam/step/", math.nan)), "is out of its range"),
+    "many steps": (lambda m, t: m.update(num_steps=10**9), "1000000000 steps after 2 epochs and 1 batches"),
+    "many batches": (lambda m, t: m.update(totals=[1.0] * 10), "10 batches of an epoch under way that has 3"),
+    "many epochs": (
+        lambda m, t: m.update(history=m["history"] * 9, num_steps=55),
+        "18 epochs of 5",
+    ),
+    "another metric": (lambda m, t: m.update(history=[{"foo": 1.0}] * 2), r"metrics \['foo'\] and not"),
+    "another best epoch": (lambda m, t: m.update(best_epoch=-1), "best epoch -1 with"),
+    "another best value": (lambda m, t: m.update(best_value=1.0), "with 1.0, where the history says"),
+    "no best parameters": (lambda m, t: drop(t, "best/"), "missing 'best/0/decoder.net.0.weight'"),
+    "a program": (lambda m, t: m["programs"].update(routes=[[3, "traced"]]), "a program for 3 rows"),
+}
+
+
+def filled(tensors: dict, start: str, value: float) -> dict:
+    return {name: torch.full_like(t, value) for name, t in tensors.items() if name.startswith(start)}
+
+
+@pytest.mark.parametrize(("change", "message"), FORGERIES.values(), ids=FORGERIES)
+def test_what_no_training_wrote_is_refused_before_anything_changes(tmp_path, change, message) -> None:
+    begun(tmp_path)
+    path = training_checkpoints(tmp_path)[0]
+    manifest, tensors = archive.read_archive(path, FORMAT, FORMAT_VERSION, "fit")
+    change(manifest["position"], tensors)
+    archive.write_archive(path, manifest, tensors)
+    vae = small()
+    before, numbers = weights(vae), [vars(part).copy() for part in vae.modules()]
+    with pytest.raises(CheckpointError, match=f"is no checkpoint that training wrote: .*{message}"):
+        train(vae, tmp_path)
+    assert torch.equal(weights(vae), before)
+    assert [vars(part) for part in vae.modules()] == numbers
+
+
+class Late(nn.Module):
+    """A guide of which a parameter is used from the second epoch on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loc, self.spare, self.is_used = (
+            nn.Parameter(torch.zeros(())),
+            nn.Parameter(torch.zeros(())),
+            False,
+        )
+
+    def end_epoch(self, x: Tensor) -> None:
+        self.is_used = True
+
+    def guide(self, x: Tensor) -> None:
+        pyro.module("late", self)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x + self.loc + (self.spare if self.is_used else 0.0), 1.0))
+
+
+@pytest.mark.parametrize("steps", [3, 6])
+def test_a_parameter_that_the_first_step_does_not_move_goes_on(tmp_path, steps) -> None:
+    options = {"batch_size": 16, "max_epochs": 3, "lr": 1e-2, "compile": False}
+    guides = [Late(), Late(), Late()]
+    whole = fit(scaled_model, guides[0].guide, X[:, 0], **options)
+    with pytest.raises(TrainingStopped):
+        fit(scaled_model, guides[1].guide, X[:, 0], checkpoint=tmp_path, stop=after(steps), **options)
+    assert same(
+        fit(scaled_model, guides[2].guide, X[:, 0], checkpoint=tmp_path, resume="auto", **options), whole
+    )
+    assert torch.equal(weights(guides[2]), weights(guides[0]))
+    assert weights(guides[0])[1] != 0
 
 
 def test_a_file_that_unpacks_to_more_than_it_is_is_refused(tmp_path) -> None:

@@ -78,6 +78,21 @@ class ReparameterizedMixture(dist.MixtureSameFamily):
     has_rsample = True
     support = constraints.real_vector
 
+    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+        """Draws `[*sample_shape, *batch_shape, D]`, by random numbers of which each belongs to one row of the batch."""
+        with torch.no_grad():
+            normal, weights = self.component_distribution.base_dist, self.mixture_distribution.probs
+            weights = weights.expand(*sample_shape, *weights.shape)
+            shape = (*weights.shape, *self.event_shape)
+            # as torch.multinomial chooses one
+            chosen = (weights / torch.empty_like(weights).exponential_()).argmax(-1)
+            values = normal.loc + normal.scale * torch.randn(
+                shape, dtype=weights.dtype, device=weights.device
+            )
+            return values.gather(
+                -2, chosen[..., None, None].expand(*chosen.shape, 1, values.shape[-1])
+            ).squeeze(-2)
+
     def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
         """Draws `[*sample_shape, *batch_shape, D]` with a gradient."""
         z = self.sample(torch.Size(sample_shape))

@@ -59,7 +59,8 @@ def check_data(name: str, data: Sequence[Any]) -> tuple[Data, ...]:
     """
     if not data:
         raise ValueError(
-            f"{name} must be at least one tensor, got none; pass the arguments of the model after the guide"
+            f"{name} must be at least one tensor, got none; pass the arguments of the model after the guide, "
+            "fit(model, guide, x), of a VAE fit(vae.model, vae.guide, x)"
         )
     for index, x in enumerate(data):
         _check_tensor(f"{name}[{index}]", x)

@@ -32,7 +32,10 @@ def save(vae: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Raises:
         FileNotFoundError: the folder does not exist.
+        TypeError: `vae` is no module.
     """
+    if not isinstance(vae, nn.Module):
+        raise TypeError(f"save wants a VAE or another torch module, got {type(vae).__name__}")
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"save wants an existing folder, got {str(path.parent)!r}; create it first")

@@ -9,16 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from pyrovae.training.archive import DAMAGE, CheckpointError, read_archive, sync_folder, write_archive
+from pyrovae.training.checks import check_snapshot
 from pyrovae.training.facts import attributes, check_run, model_facts, run_facts, version_facts
 from pyrovae.training.loop import Training
-from pyrovae.training.snapshots import (
-    Position,
-    check_tensors,
-    make_ready,
-    position_of,
-    put_back,
-    tensors_of,
-)
+from pyrovae.training.snapshots import Position, make_ready, position_of, put_back, tensors_of
 
 __all__ = ["FORMAT_VERSION", "Checkpoints", "training_checkpoints"]
 
@@ -116,8 +110,8 @@ class Checkpoints:
         The first rank reads it for all, so that no other needs the folder.
 
         Raises:
-            CheckpointError: all are damaged, or the newest good one is of a newer version, or of another model,
-                configuration or data set.
+            CheckpointError: all are damaged, or the newest good one is of a newer version, of another model,
+                configuration or data set, or holds what no training wrote.
         """
         ranks, found = self.training.run.ranks, None
         with ranks.together():
@@ -128,9 +122,10 @@ class Checkpoints:
             return
         path, manifest, tensors, saved = found
         check_run(path, manifest, self.facts)
-        make_ready(self.training)
+        moved = make_ready(self.training)
         check_run(path, manifest, {"model": model_facts(self.training.run)})
-        check_tensors(path, self.training, saved.trained, tensors)
+        is_same_device = manifest["versions"].get("device") == self._versions()["device"]
+        check_snapshot(path, self.training, saved, tensors, moved, is_same_device)
         self._warn_of_versions(path, manifest["versions"])
         put_back(self.training, saved, tensors)
         self.restored = {(index, owner, name) for index, owner, name, _ in saved.attributes}

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ if dist.is_available():
     # latest; and a group that outlives its end aborts the process now and then.
     import_module("torch.distributed.nn")
 
-__all__ = ["NoDeviceError", "RankFailed", "Ranks", "is_restarted", "joined", "process_group"]
+__all__ = ["NoDeviceError", "RankFailed", "Ranks", "has_begun", "joined", "note_begun", "process_group"]
 
 TIMEOUT = timedelta(minutes=10)
 """For which a rank waits for the others: longer than a program takes to compile."""
@@ -210,15 +211,42 @@ def process_group(device: str) -> Iterator[Ranks]:
 
 
 def _store(rank: int, size: int) -> Any:
-    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
-    has_host = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = _tcp_store(size, is_host=rank == 0 and not _has_agent_store())
+    return PrefixStore(f"attempt{_num_restarts()}", store)
+
+
+def _tcp_store(size: int | None, is_host: bool) -> Any:
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    is_host = rank == 0 and not has_host
-    store = TCPStore(address, port, size, is_master=is_host, timeout=TIMEOUT)
-    return PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return TCPStore(address, port, size, is_master=is_host, timeout=TIMEOUT)
 
 
-def is_restarted() -> bool:
-    """Whether torchrun started this process in the place of one that failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def _has_agent_store() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _num_restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def note_begun(folder: str | os.PathLike[str]) -> None:
+    """Let `has_begun` say so in the processes that torchrun starts in the place of these, if they fail.
+
+    It is noted in the store of torchrun's agent, which lives as long as that launch: nothing of it is left to another.
+    """
+    if _has_agent_store():
+        _tcp_store(None, is_host=False).set(_begun(folder), "")
+
+
+def has_begun(folder: str | os.PathLike[str]) -> bool:
+    """Whether torchrun started this process in the place of one that failed after it began a run in a folder."""
+    if not _has_agent_store() or _num_restarts() == 0:
+        return False
+    return bool(_tcp_store(None, is_host=False).check([_begun(folder)]))
+
+
+def _begun(folder: str | os.PathLike[str]) -> str:
+    return f"pyrovae has begun {Path(folder).resolve()}"

@@ -75,16 +75,11 @@ def _window(
 ) -> list[float]:
     """The ELBO of each of some batches, of the numbers in `window`, times its rows."""
     steps = _Steps(run, programs)
-    try:
-        for index, (run.share, batch) in zip(window, batches(window.start), strict=False):
-            steps.take(batch, epoch, index)
-            if stop():
-                break
-        if (totals := steps.totals()) is not None:
-            return totals
-    except Exception:
-        if steps.kept is None or run.ranks.size > 1:  # the other ranks would not rewind
-            raise
+    for index, (run.share, batch) in zip(window, batches(window.start), strict=False):
+        if not steps.take(batch, epoch, index) or stop():
+            break
+    if (totals := steps.totals()) is not None:
+        return totals
     first = steps.rewind()
     again = []
     for index, (run.share, batch) in zip(window[first - window.start :], batches(first), strict=False):
@@ -104,12 +99,22 @@ class _Steps:
     def __init__(self, run: Run, programs: Programs) -> None:
         self.run, self.programs = run, programs
         self.kept: tuple[Snapshot, int, int] | None = None
+        self.has_failed = False
         self.losses: list[Tensor] = []
         self.factors: list[float] = []
         self.through_pyro: list[float] = []
 
-    def take(self, batch: tuple[Tensor, ...], epoch: int, index: int) -> None:
-        """Take the step of batch number `index`."""
+    def take(self, batch: tuple[Tensor, ...], epoch: int, index: int) -> bool:
+        """Take the step of batch number `index`; False if it failed after a program ran, whose fault it may be."""
+        try:
+            self._take(batch, epoch, index)
+        except Exception:
+            if self.kept is None or self.run.ranks.size > 1:  # the other ranks would not rewind
+                raise
+            self.has_failed = True
+        return not self.has_failed
+
+    def _take(self, batch: tuple[Tensor, ...], epoch: int, index: int) -> None:
         program = self.programs.at(batch)
         if program is None:
             self.through_pyro.append(self.run.share.whole * step(self.run, batch, epoch, index))
@@ -120,7 +125,9 @@ class _Steps:
         self.factors.append(-self.run.share.whole / program.gradients.plate_size)
 
     def totals(self) -> list[float] | None:
-        """The ELBO of each batch, in nats per datum, times its rows; None if something was not finite."""
+        """The ELBO of each batch, in nats per datum, times its rows; None if one failed or was not finite."""
+        if self.has_failed:
+            return None
         if self.run.optimizer is None or not self.losses:
             return self.through_pyro
         losses = torch.stack(self.losses).tolist()

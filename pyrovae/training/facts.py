@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -24,6 +24,7 @@ __all__ = [
     "model_facts",
     "put_attributes",
     "run_facts",
+    "strangers",
     "version_facts",
 ]
 
@@ -113,11 +114,21 @@ def _parameters(run: Run) -> Iterator[tuple[tuple[int, str], nn.Parameter]]:
             yield (index, path), parameter
 
 
+def strangers(run: Run, keys: Iterable[Key]) -> list[Key]:
+    """Those of keys of `attributes` that belong to no module and no parameter of the run."""
+    modules, parameters = parts(run), dict(_parameters(run))
+    return [
+        key
+        for key in keys
+        if key[:2] not in modules and not (key[2] == "requires_grad" and key[:2] in parameters)
+    ]
+
+
 def put_attributes(run: Run, values: Mapping[Key, Any]) -> None:
-    """Put back some of what `attributes` found. Anything that is no such number stays as it is."""
-    owners, parameters = parts(run), dict(_parameters(run))
+    """Put back some of what `attributes` found, of which none is a stranger; what is no such number stays as it is."""
+    modules, parameters = parts(run), dict(_parameters(run))
     for (index, path, name), value in values.items():
         if name == "requires_grad" and (index, path) in parameters:
             parameters[index, path].requires_grad_(bool(value))
-        elif isinstance(getattr(owners.get((index, path)), name, 0), bool | int | float | str):
-            vars(owners[index, path])[name] = value
+        elif isinstance(getattr(modules[index, path], name, 0), bool | int | float | str):
+            vars(modules[index, path])[name] = value

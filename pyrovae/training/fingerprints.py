@@ -18,6 +18,8 @@ BLOCK = 1 << 24
 def fingerprints(tensors: Mapping[str, Data]) -> dict[str, str]:
     """The kind, shape and SHA-256 of each tensor: a tenth of a second for 60,000 images of 784 pixels.
 
+    A row source that knows a `sha256` of its own is not read.
+
     >>> import torch
     >>> fingerprints({"x": torch.zeros(2, 3)})["x"][:21]
     'float32 [2, 3], 9d908'
@@ -26,6 +28,8 @@ def fingerprints(tensors: Mapping[str, Data]) -> dict[str, str]:
 
 
 def _digest(x: Data) -> str:
+    if known := getattr(x, "sha256", None):
+        return str(known)
     found = hashlib.sha256()
     size = max(1, BLOCK // max(1, math.prod(x.shape[1:])))
     for part in [x] if isinstance(x, Tensor) else x.split(size):

@@ -17,7 +17,7 @@ from pyrovae.seeding import seeded
 from pyrovae.training.batches import Data, check_data, check_val_data
 from pyrovae.training.checkpoints import Checkpoints, training_checkpoints
 from pyrovae.training.config import FitConfig
-from pyrovae.training.distributed import is_restarted, joined
+from pyrovae.training.distributed import has_begun, joined, note_begun
 from pyrovae.training.divergence import TrainingDiverged
 from pyrovae.training.epochs import Stop
 from pyrovae.training.facts import model_facts, run_facts
@@ -53,6 +53,14 @@ class FitResult:
     num_steps: int
     seconds: float
     stopped_early: bool
+
+    def __repr__(self) -> str:
+        metric = f"val_{self.config.metric}"
+        best = f", {metric} {self.history[metric][self.best_epoch]:.2f}" if metric in self.history else ""
+        return (
+            f"FitResult({len(self.history['seconds'])} epochs, best_epoch={self.best_epoch}{best}, "
+            f"num_steps={self.num_steps}, seconds={self.seconds:.1f})"
+        )
 
 
 Progress = Callable[[int, int, dict[str, float]], object]
@@ -104,8 +112,8 @@ def fit(
     and history are those of one process but for rounding; except where a latent is no function of normal, uniform or
     exponential numbers (Gamma, discrete), which has noise of each rank's own. Random numbers that are not drawn by
     pyro.sample, such as dropout's, are the same on all ranks. What all data share, outside the plate, counts once. The
-    first rank writes checkpoints and calls `progress`; all of them go on from its checkpoint, and do so after a
-    restart by torchrun (`--max-restarts`) whatever `resume` says. `stop` is heard on any rank.
+    first rank writes checkpoints and calls `progress`; all of them go on from its checkpoint. What torchrun starts anew
+    (`--max-restarts`) goes on with the run that it had begun, whatever `resume` says. `stop` is heard on any rank.
 
     Args:
         model: the Pyro model, called with a batch of `data`.
@@ -120,17 +128,20 @@ def fit(
         checkpoint: a folder for the checkpoints of this run, made if it is not there; the last two are kept. A
             checkpoint is as large as two models with Adam's state, and is whole or absent. None: nothing is written.
         checkpoint_every: epochs from one checkpoint to the next, at least 1; there is one at the end in any case.
-        resume: "auto" goes on from the newest good checkpoint, or begins where there is none; None begins, in a folder
-            without checkpoints.
-        stop: asked after each step; when it says True, a checkpoint is written and TrainingStopped raised.
+        resume: "auto" goes on from the newest good checkpoint, or begins where there is none; all options must be those
+            of that run, `max_epochs` too, so that a run cannot be made longer. None begins, in a folder without
+            checkpoints.
+        stop: asked after each step; when it says True, a checkpoint is written and TrainingStopped raised, unless that
+            step was the last of the run: then it is finished as ever.
         **options: the fields of `FitConfig`: objective="elbo", num_particles=1, num_outer=None, beta=None,
-            alpha=None, chunk_size=None, lr=1e-3, lr_schedule="constant", clip_norm=None, precision="full",
-            compile="auto", batch_size=64, max_epochs=100, kl_weight=1.0, n_epochs_kl_warmup=0,
+            alpha=None, num_transitions=None, chunk_size=None, lr=1e-3, lr_schedule="constant", clip_norm=None,
+            precision="full", compile="auto", batch_size=64, max_epochs=100, kl_weight=1.0, n_epochs_kl_warmup=0,
             early_stopping_patience=None, seed=0.
 
     Raises:
         TypeError: an unknown option, or data that are not tensors.
-        ValueError: an option out of range; empty, unequal or non-finite data; patience without `val_data`; checkpoints
+        ValueError: an option out of range; a model or guide that fails on such data, or latent sites that only one of
+            them has; empty, unequal or non-finite data; patience without `val_data`; checkpoints
             in the folder of a run that is to begin; ranks that were given different things, or whose models change with
             the rows that they see, as BatchNorm in train mode does.
         NotImplementedError: objective "hmc" on several ranks.
@@ -140,7 +151,7 @@ def fit(
             parameters are as before that step.
         CheckpointError: no checkpoint could be read, the newest good one is of another model, configuration or data
             set, or of a newer version; or one could not be written, as on a full disk: the one before is intact.
-        TrainingStopped: `stop` said so.
+        TrainingStopped: `stop` said so before the last step.
 
     >>> import torch, pyro.distributions as dist
     >>> def model(x):
@@ -163,12 +174,14 @@ def fit(
             "early_stopping_patience needs validation data, got val_data=None; pass val_data or drop the patience"
         )
     check_warmup(config.n_epochs_kl_warmup, config.max_epochs)
-    if is_restarted() and checkpoint is not None:
-        resume = "auto"
     run = _run(model, guide, plate, config, len(checked[0]))
     with joined() as run.ranks, pyro.get_param_store().scope(), seeded(config.seed):
         with run.ranks.together():
+            if checkpoint is not None and has_begun(checkpoint):
+                resume = "auto"
             folder = _folder(checkpoint, checkpoint_every, resume)
+        if folder is not None:
+            note_begun(folder)
         training = Training(run, Programs(run, config, checked), checked, val)
         _check_ranks(training, {"checkpoint": folder is None, "resume": resume, "stop": stop is None})
         checkpoints = None if folder is None else Checkpoints(folder, training)

@@ -109,6 +109,12 @@ class Training:
         is_stuck = patience is not None and ended > 0 and ended - 1 - self.best.epoch >= patience
         return ended >= self.config.max_epochs or is_stuck
 
+    @property
+    def metric_names(self) -> set[str]:
+        """Of the metrics that the history has of every epoch."""
+        own = {"weighted_elbo", "kl_weight"} if self.config.is_weighted else {self.config.metric}
+        return own | {"seconds"} | (set() if self.val is None else {f"val_{self.config.metric}"})
+
     def train_epoch(self, stop: Stop) -> bool:
         """Take the steps left of the epoch under way, and note it; False if `stop` said so before its last step.
 

@@ -1,5 +1,6 @@
 """A training run as named tensors and numbers, from which it goes on bit for bit in another process."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,17 +10,18 @@ from torch import Tensor
 
 from pyrovae.seeding import seeded
 from pyrovae.training.adam import make_adam
-from pyrovae.training.archive import CheckpointError
 from pyrovae.training.divergence import rng_state, set_rng_state
 from pyrovae.training.facts import put_attributes
-from pyrovae.training.fingerprints import form
 from pyrovae.training.loop import Best, Training
 from pyrovae.training.run import Run, Watch, autocast
 from pyrovae.training.shares import shared_minibatches
 
-__all__ = ["Position", "check_tensors", "make_ready", "position_of", "put_back", "tensors_of"]
+__all__ = ["ADAM", "Position", "make_ready", "named", "position_of", "put_back", "tensors_of"]
 
 ADAM = ("step", "exp_avg", "exp_avg_sq")
+"""What Adam keeps of every parameter that had a gradient."""
+
+ROUTES = ("compiled", "captured", "traced", "untraced")
 
 
 @dataclass(frozen=True)
@@ -44,17 +46,18 @@ class Position:
     def __post_init__(self) -> None:
         names = {frozenset(metrics) for metrics in self.history}
         numbers = [*self.totals, *(v for metrics in self.history for v in metrics.values())]
-        numbers += [self.best_value, self.seconds, self.seconds_in_epoch]
+        numbers += [self.seconds, self.seconds_in_epoch]
         counts = [self.num_steps, self.programs["num_changes"], *(n for n, _ in self.programs["routes"])]
         is_right = (
-            all(isinstance(number, float) for number in numbers)
+            all(isinstance(number, float) and math.isfinite(number) for number in numbers)
+            and isinstance(self.best_value, float)
             and all(isinstance(count, int) and count >= 0 for count in counts)
             and len(names) <= 1
             and isinstance(self.best_epoch, int)
             and -1 <= self.best_epoch < max(len(self.history), 1)
             and all(isinstance(name, str) for name in self.trained)
             and len(set(self.trained)) == len(self.trained)
-            and self.programs["limit"] in ("compiled", "captured", "traced", "untraced")
+            and {self.programs["limit"], *(route for _, route in self.programs["routes"])} <= {*ROUTES}
             and isinstance(self.programs["through_pyro"], bool)
             and all(isinstance(value, bool | int | float | str) for *_, value in self.attributes)
             and all(tuple(map(type, key)) == (int, str, str) for *key, _ in self.attributes)
@@ -84,7 +87,7 @@ def position_of(training: Training, changed: Mapping[tuple[int, str, str], Any])
 def tensors_of(training: Training) -> dict[str, Tensor]:
     """Every tensor that training changes: parameters and buffers, the best ones, Adam's, the random state."""
     run = training.run
-    found = _named("state", run.state()) | _named("best", training.best.state or {})
+    found = named("state", run.state()) | named("best", training.best.state or {})
     if run.optimizer is not None:
         for name, tensor in run.tensors.values():
             state = run.optimizer.state.get(tensor, {})
@@ -92,50 +95,32 @@ def tensors_of(training: Training) -> dict[str, Tensor]:
     return found | {f"random/{i}": state for i, state in enumerate(rng_state(training.data[0].device))}
 
 
-def _named(kind: str, state: Mapping[tuple[int, str], Tensor]) -> dict[str, Tensor]:
+def named(kind: str, state: Mapping[tuple[int, str], Tensor]) -> dict[str, Tensor]:
+    """The tensors of a state by the names that a checkpoint has for them."""
     return {f"{kind}/{index}/{name}": tensor for (index, name), tensor in state.items()}
 
 
-def make_ready(training: Training) -> None:
-    """Run the objective once, as the first step does, so that every parameter exists that the first step made."""
+def make_ready(training: Training) -> set[str]:
+    """Run the objective once, as the first step does, so that every parameter exists that the first step made.
+
+    Returns the names of those that have a gradient, so that Adam keeps something of them.
+    """
     run, config = training.run, training.config
     run.share, batch = next(
         shared_minibatches(training.data, config.batch_size, config.seed, 0, run.ranks.place)
     )
     with seeded(config.seed), run.shared, Watch(run.plate) as watch, autocast(run, batch[0].device):
-        run.objective.differentiable_loss(run.model, run.guide, *batch)
+        loss = run.objective.differentiable_loss(run.model, run.guide, *batch)
     run.tensors = dict(watch.tensors)
-
-
-def check_tensors(path: Any, training: Training, trained: list[str], tensors: Mapping[str, Tensor]) -> None:
-    """Compare the tensors that were saved with those of the run, which is ready.
-
-    Raises:
-        CheckpointError: they are not the same, or not of the same shapes and dtypes.
-    """
-    known = dict(training.run.tensors.values())
-    wanted = _named("state", training.run.state())
-    moments = {f"adam/{part}/{name}": t for part in ADAM[1:] for name, t in known.items()}
-    allowed = wanted | {name.replace("state", "best", 1): t for name, t in wanted.items()} | moments
-    allowed |= {f"adam/{ADAM[0]}/{name}": torch.zeros(()) for name in known}
-    problems = [f"missing {name!r}" for name in wanted if name not in tensors]
-    problems += [
-        f"{name!r} was trained, which the first step does not use" for name in trained if name not in known
-    ]
-    problems += [f"{name!r} was not trained" for name in known if name not in trained]
-    for name, tensor in tensors.items():
-        if name.startswith("random/"):
-            continue
-        if name not in allowed:
-            problems.append(f"unexpected {name!r}")
-        elif form(tensor) != form(allowed[name]):
-            problems.append(f"{name!r} is {form(tensor)} where the model has {form(allowed[name])}")
-    if problems:
-        raise CheckpointError(f"{path} is of another model: {'; '.join(problems[:5])}")
+    if not run.tensors or getattr(loss, "grad_fn", None) is None:
+        return set()
+    names, known = zip(*run.tensors.values(), strict=True)
+    gradients = torch.autograd.grad(loss, known, allow_unused=True)
+    return {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
 
 
 def put_back(training: Training, saved: Position, tensors: Mapping[str, Tensor]) -> None:
-    """Make a run that is ready what it was when it was saved; `check_tensors` found nothing."""
+    """Make a run that is ready what it was when it was saved; `check_snapshot` found nothing."""
     run, device = training.run, training.data[0].device
     known = {name: (key, tensor) for key, (name, tensor) in run.tensors.items()}
     run.tensors = {known[name][0]: (name, known[name][1]) for name in saved.trained}

@@ -1,12 +1,15 @@
 """One gradient step on a Pyro objective, with the checks that it trains what it seems to train."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from pyrovae.failures import UNEQUAL, explained, unequal_sites
 from pyrovae.training.adam import make_adam
 from pyrovae.training.divergence import (
     TrainingDiverged,
@@ -102,14 +105,18 @@ def _compute(
 ) -> tuple[Any, float, dict[int, tuple[str, Tensor]]]:
     """The loss, its part of the ELBO of the whole batch in nats per datum, and the parameters that it used."""
     try:
-        with run.shared as shared, Watch(run.plate) as watch, LatentScale(run.kl_weight):
+        with _strict(run), run.shared as shared, Watch(run.plate) as watch, LatentScale(run.kl_weight):
             loss = compute(run.model, run.guide, *batch)
         loss = shared.weighted(loss)
-    except (ValueError, RuntimeError, Warning) as error:
+    except (ValueError, RuntimeError, IndexError, Warning) as error:
+        if isinstance(error, Warning) and (unequal := unequal_sites(error)) is not None:
+            raise unequal from error
         # A value outside the support of its distribution is the user's error, not divergence.
         is_bad = density_is_bad if isinstance(error, Warning) else value_is_bad
         site = _bad_site(run, batch, place, is_bad)
         if site is None:
+            if (told := explained(error, batch)) is not None:
+                raise told from error
             raise
         what = f"the loss cannot be computed, site {site[0]!r} of the {site[1]} is not finite"
         raise _diverged(run, place, what, site[0]) from error
@@ -123,6 +130,18 @@ def _compute(
         )
         raise _diverged(run, place, f"the loss is {value}, {blame}", name)
     return loss, -value / run.share.plate_size(watch.plate_size), watch.tensors
+
+
+@contextmanager
+def _strict(run: Run) -> Iterator[None]:
+    """On the first run, refuse a latent site that model or guide lacks, which Pyro warns of."""
+    if run.num_steps:
+        yield
+        return
+    with warnings.catch_warnings():
+        for start in UNEQUAL:
+            warnings.filterwarnings("error", start)
+        yield
 
 
 def _bad_site(
