@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import time
 import warnings
 from functools import partial
 from pathlib import Path
@@ -16,9 +17,17 @@ import zoo
 
 import pyrovae as pv
 from pyrovae.diagnostics.audit import plan_audit, shards
+from pyrovae.diagnostics.audit.running import Deadline, examine
 from pyrovae.diagnostics.audit.shards import audit_shard
-from pyrovae.results import content_hash, read, storage
-from pyrovae.results.blocks import BlockError, MissingBlocksError, block_path, merge_blocks, read_block
+from pyrovae.results import content_hash, places, read
+from pyrovae.results.blocks import (
+    BlockError,
+    MissingBlocksError,
+    block_path,
+    merge_blocks,
+    read_block,
+    write_block,
+)
 from pyrovae.results.merging import merge
 
 SPECIMEN = zoo.linear_gaussian(guide_scale=0.7)
@@ -86,6 +95,25 @@ def test_every_stage_in_blocks_is_the_whole(tmp_path):
     assert merged_hash(tmp_path, "audit.zarr") == content_hash(tree)
 
 
+def test_the_truth_comes_into_earlier_stages_alike_in_one_go_and_in_two(tmp_path):
+    """The terms come from an estimate of log p(x), are kept and read again before the sandwich puts the truth there."""
+    options = {
+        "stages": ("terms", "comparison", "sandwich"),
+        "reference": {"method": "exact", "num_samples": 50},
+        "sandwich": {"num_temperatures": 5, "num_chains": 4},
+        "block_size": 5,
+    }
+    made, path = plan(**options), tmp_path / "first.nc"
+    settings = {"deadline": Deadline(None), "tell": lambda stage, done, total: None}
+    whole = examine(made, made.blocks[0], made.settings.stages, **settings)
+    early = examine(made, made.blocks[0], ("weights", "terms", "reference", "comparison"), **settings)
+    pv.write(early, path)
+    late = examine(made, made.blocks[0], made.settings.stages, read(path), **settings)
+    assert early["decomposition"].attrs["log_evidence_by"] == "iwae"
+    assert content_hash(early) != content_hash(late)
+    assert content_hash(late) == content_hash(whole)
+
+
 def test_blocks_differ_in_their_noise_and_the_seed_in_all(whole):
     again = zoo.linear_gaussian(guide_scale=0.7)
     x = again.data[0][:1].expand(4, -1)
@@ -113,23 +141,69 @@ def test_what_is_done_is_not_done_again(tmp_path, whole, monkeypatch):
     assert all(path.stat().st_mtime_ns > time for path, time in before.items())
 
 
-@pytest.mark.parametrize("instant", [0, 3])
-def test_a_killed_audit_goes_on_and_has_the_same_content(tmp_path, whole, instant):
-    """The process kills itself before the file of some stage takes its place."""
+def killed(work, folder, instant):
+    """Do it in a process that kills itself before something is renamed in the folder the `instant`-th time, from 0."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads: the child makes none
         child = os.fork()
     if child == 0:
         replace, count = os.replace, iter(range(100))
-        storage.os.replace = lambda a, b: (
-            os.kill(os.getpid(), signal.SIGKILL) if next(count) == instant else replace(a, b)
-        )
-        audit_shard(plan(), tmp_path / "audit")
+
+        def rename(a, b):
+            if Path(b).parent == folder and next(count) == instant:
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(a, b)
+
+        places.os.replace = rename
+        work()
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-    assert [path for path in (tmp_path / "audit").iterdir() if path.name.startswith(".")]
+
+
+def strays(folder):
+    return [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def let_time_pass(path):
+    for place in (path, *path.rglob("*")):
+        os.utime(place, (time.time() - 2 * places.IDLE_SECONDS,) * 2)
+
+
+@pytest.mark.parametrize("instant", [0, 3])
+def test_a_killed_audit_goes_on_and_has_the_same_content(tmp_path, whole, instant):
+    killed(lambda: audit_shard(plan(), tmp_path / "audit"), tmp_path / "audit", instant)
+    (stray,) = strays(tmp_path / "audit")
     audit_shard(plan(), tmp_path / "audit")
-    assert all(not path.name.startswith(".") for path in (tmp_path / "audit").iterdir())
+    assert stray.exists()  # its process could be alive
+    assert merged_hash(tmp_path) == whole
+    let_time_pass(stray)
+    audit_shard(plan(), tmp_path / "audit")
+    assert not strays(tmp_path / "audit")
+
+
+@pytest.mark.parametrize(("name", "instant"), [("audit.nc", 0), ("audit.zarr", 0), ("audit.zarr", 1)])
+def test_a_killed_merge_leaves_nothing_once_merged_again(done, whole, name, instant):
+    """Also not where the old result was moved aside already."""
+    assert merged_hash(done, name) == whole
+    killed(lambda: merge_blocks(done / "audit", done / name), done, instant)
+    assert (done / name).exists() == (instant == 0)
+    for stray in strays(done):
+        let_time_pass(stray)
+    assert len(strays(done)) == 1 + instant
+    assert merged_hash(done, name) == whole
+    assert not strays(done)
+
+
+def test_another_process_of_the_same_blocks_takes_nothing_away(tmp_path, whole, monkeypatch):
+    """It begins whenever a file is about to take its place."""
+    replace = os.replace
+
+    def late(temporary, target):
+        shards._clean(tmp_path / "audit", (0, 1), "auto")
+        replace(temporary, target)
+
+    monkeypatch.setattr(places.os, "replace", late)
+    audit_shard(plan(), tmp_path / "audit")
     assert merged_hash(tmp_path) == whole
 
 
@@ -140,6 +214,22 @@ def test_stages_that_found_no_time_are_made_up_for(tmp_path, whole):
     assert {stage["status"] for stage in json.loads(tree.attrs["stages"]).values()} == {"skipped"}
     audit_shard(plan(), tmp_path / "audit", max_seconds=1e6)
     assert merged_hash(tmp_path) == whole
+
+
+def test_what_a_process_has_not_come_to_is_no_verdict(tmp_path):
+    audit_shard(plan(), tmp_path / "audit")
+    own = plan()
+    first = own.blocks[0]
+    path = block_path(tmp_path / "audit", first.number)
+    _, header = read_block(path)
+    tree = examine(own, first, ("predictions",), deadline=Deadline(None), tell=lambda *_: None)
+    write_block(tree, header, path)  # as the file is while the second stage runs
+    merged_hash(tmp_path)
+    stages = json.loads(read(tmp_path / "audit.nc").attrs["stages"])
+    assert stages["predictions"]["status"] == "ok"
+    assert stages["weights"]["status"] == "skipped"
+    assert "not measured yet" in stages["weights"]["reason"]
+    assert "1 of 3 blocks" in stages["weights"]["reason"]
 
 
 def test_the_cheap_stages_of_all_blocks_come_before_the_dear_ones(monkeypatch, tmp_path):

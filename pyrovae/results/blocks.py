@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -111,8 +111,17 @@ def check_same_audit(path: Path, header: Mapping[str, Any], other: Mapping[str, 
         )
 
 
-def merge_blocks(folder: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
-    """Put the blocks in a folder together into one file, as `merge_files`.
+def merge_blocks(
+    folder: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    about: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda header: {},
+) -> None:
+    """Put the blocks in a folder together into one file, as `merge_files`; a stage that is still to come is skipped.
+
+    Args:
+        folder: That of the blocks.
+        out: A file as for `write`.
+        about: Attributes of the whole, of the header, as for `write_block`, of its first block.
 
     Raises:
         MissingBlocksError: which blocks are not there.
@@ -121,7 +130,8 @@ def merge_blocks(folder: str | os.PathLike[str], out: str | os.PathLike[str]) ->
     paths = sorted(Path(folder).glob("block-*.nc"))
     if not paths:
         raise MissingBlocksError(f"there are no blocks of an audit in {folder}: run `pyrovae audit` first")
-    _, first = read_block(paths[0])
+    one, first = read_block(paths[0])
+    of_model = _stages(one) if first["has_model_block"] else {}
     start = 0 if first["has_model_block"] else 1
     wanted = [block_path(folder, start + i) for i in range(first["num_blocks"])]
     if missing := [path.name for path in wanted if path not in paths]:
@@ -135,11 +145,28 @@ def merge_blocks(folder: str | os.PathLike[str], out: str | os.PathLike[str]) ->
         check_same_audit(Path(path), header, first)
         if block_path(folder, header["block"]) != Path(path):
             raise BlockError(f"{path} holds block {header['block']}: it was renamed; put it back")
+        tree.attrs.update(about(first))
+        if header["block"] > 0:
+            _tell_pending(tree, set(header["settings"].get("stages", ())) - set(of_model))
         return tree
 
     if others := [path.name for path in paths if path not in wanted]:
         raise BlockError(f"{folder} holds blocks that are not of this audit: remove {', '.join(others)}")
     merge_files(wanted, out, read)
+
+
+def _stages(tree: xr.DataTree) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(tree.attrs.get("stages", "{}"))
+    return found
+
+
+def _tell_pending(tree: xr.DataTree, wanted: set[str]) -> None:
+    """Say of the stages that a process has not come to, or was killed in, that they are not there."""
+    told = _stages(tree)
+    pending = {"status": "skipped", "reason": "not measured yet; the same audit goes on with it"}
+    if missing := wanted - set(told):
+        stages = {**told, **dict.fromkeys(missing, pending)}
+        tree.attrs["stages"] = json.dumps(stages, sort_keys=True)
 
 
 def _short(got: Any, wanted: Any) -> str:

@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
-from uuid import uuid4
 
 import numpy as np
 import xarray as xr
@@ -12,6 +11,7 @@ import xarray as xr
 from pyrovae.results import storage
 from pyrovae.results.groups import build_tree
 from pyrovae.results.merged_attributes import group_attributes, root_attributes
+from pyrovae.results.places import settle
 from pyrovae.results.schema import SCHEMA
 
 __all__ = ["join_methods", "merge", "merge_files"]
@@ -87,21 +87,20 @@ def merge_files(
     if target.suffix != ".zarr":
         storage.write(merge([read(path) for path in paths]), target)
         return
+    settle(target)
     heads = [_head(_block(read(path))) for path in paths]
     order = sorted(range(len(paths)), key=lambda i: _position(heads[i]))
     heads = _in_order(heads)
     forms = _merged([head._replace(datum=head.datum[:0]) for head in heads], _DRAWS)
     rest = _merged(heads, [name for name in SCHEMA if name not in _DRAWS])
-    fresh = target.with_name(f".{uuid4().hex}.zarr")
     attrs = root_attributes([(head.attrs, len(head.datum)) for head in heads])
-    with storage.written_in_parts(fresh, attrs) as add:
+    with storage.replaced_in_parts(target, attrs) as add:
         for i in order:
             block = _block(read(paths[i]))
             if len(block.datum):
                 add({name: _formed(block, name, form) for name, form in forms.items()})
             del block  # or it would stay while the next one is read
         add(rest)
-    storage.put_in_place(fresh, target)
 
 
 def join_methods(first: xr.Dataset, second: xr.Dataset, order: Sequence[str]) -> xr.Dataset:

@@ -5,19 +5,18 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
-from uuid import uuid4
 
 import numpy as np
 import xarray as xr
 
+from pyrovae.results.places import replacing, settle, write_bytes
 from pyrovae.results.schema import check
 
-__all__ = ["content_hash", "put_in_place", "read", "read_lazily", "write", "written_in_parts"]
+__all__ = ["content_hash", "read", "read_lazily", "replaced_in_parts", "write", "written_in_parts"]
 
 CHUNK_BYTES: Final = 1 << 24
 """Of a chunk of draws: what is read for a single datum, and far below the 2 GiB that a compressor takes."""
@@ -34,11 +33,12 @@ def write(tree: xr.DataTree, path: str | os.PathLike[str]) -> None:
     """Write a result tree as netCDF, or as zarr if `path` ends in `.zarr`, replacing what is there.
 
     The tree is written beside `path` under another name and then renamed, so a failure leaves what was there
-    and nothing half-written.
+    and nothing half-written. What a killed process left so is removed by the next `write` there, an hour later.
 
     Raises:
         ValueError: If the tree does not pass `check`.
         FileNotFoundError: If the folder does not exist.
+        OSError: If it cannot be written, such as to a full disk.
 
     Examples:
         >>> import tempfile
@@ -49,19 +49,15 @@ def write(tree: xr.DataTree, path: str | os.PathLike[str]) -> None:
         True
     """
     check(tree)
-    target, temporary = _places(path)
-    try:
+    target = Path(path)
+    settle(target)
+    with replacing(target) as temporary:
         if target.suffix == ".zarr":
             # Format 2: format 3 has no specification for strings yet.
             tree.to_zarr(temporary, zarr_format=2)
-            put_in_place(temporary, target)
         else:
-            tree.to_netcdf(temporary, engine="h5netcdf")
-            _sync(temporary)
-            os.replace(temporary, target)
-    finally:
-        _remove(temporary)
-    _sync(target.parent)
+            # Made in memory: where a disk is full HDF5 does not raise, it ends the process.
+            write_bytes(tree.to_netcdf(engine="h5netcdf"), temporary)
 
 
 def read(path: str | os.PathLike[str]) -> xr.DataTree:
@@ -124,7 +120,7 @@ def written_in_parts(
         ...     read(f"{folder}/run.zarr")["observed_data"]["x"].values
         array([0.5, 1.5, 0.5, 1.5])
     """
-    target, temporary = _places(path)
+    target = Path(path)
     if target.suffix != ".zarr":
         raise ValueError(
             f"what is written in parts is zarr, so its path must end in .zarr, not {target.name!r}"
@@ -133,40 +129,31 @@ def written_in_parts(
         raise FileExistsError(
             f"there is already something at {target}: read it with pyrovae.read, remove it, or choose another path"
         )
-
-    def add(part: Mapping[str, xr.Dataset]) -> None:
-        for name, made in part.items():
-            put = partial(made.to_zarr, temporary, group=name, consolidated=False)
-            if (temporary / name).exists():
-                put(mode="a-", append_dim="datum")
-            else:
-                put(mode="a", zarr_format=2, encoding=_chunks(made))  # format 2: as in `write`
-
-    try:
+    with replaced_in_parts(target, attrs or {}) as add:
         yield add
+
+
+@contextlib.contextmanager
+def replaced_in_parts(
+    target: Path, attrs: Mapping[str, Any]
+) -> Iterator[Callable[[Mapping[str, xr.Dataset]], None]]:
+    """As `written_in_parts`; what is at `target` stays until the whole takes its place."""
+    with replacing(target) as temporary:
+        yield partial(_add, temporary)
         if not temporary.exists():
             raise ValueError(f"no part was added, so there is nothing to write at {target}")
-        _consolidate(temporary, attrs or {})
+        _consolidate(temporary, attrs)
         with xr.open_datatree(temporary, engine="zarr") as tree:
             check(tree)
-        os.rename(temporary, target)
-    finally:
-        _remove(temporary)
-    _sync(target.parent)
 
 
-def put_in_place(temporary: Path, target: Path) -> None:
-    """Put a folder where another may be: the old one is moved aside first, and back if the move fails."""
-    aside = temporary.with_name(f"{temporary.name}.old")
-    if target.exists():
-        os.replace(target, aside)
-    try:
-        os.replace(temporary, target)
-    except BaseException:
-        if aside.exists():
-            os.replace(aside, target)
-        raise
-    _remove(aside)
+def _add(folder: Path, part: Mapping[str, xr.Dataset]) -> None:
+    for name, made in part.items():
+        put = partial(made.to_zarr, folder, group=name, consolidated=False)
+        if (folder / name).exists():
+            put(mode="a-", append_dim="datum")
+        else:
+            put(mode="a", zarr_format=2, encoding=_chunks(made))  # format 2: as in `write`
 
 
 def content_hash(tree: xr.DataTree) -> str:
@@ -206,15 +193,15 @@ def _opened(path: str | os.PathLike[str]) -> xr.DataTree:
     target = Path(path)
     if not target.exists():
         raise FileNotFoundError(f"there is no result tree {target}")
-    return xr.open_datatree(target, engine="zarr" if target.suffix == ".zarr" else "h5netcdf", cache=False)
-
-
-def _places(path: str | os.PathLike[str]) -> tuple[Path, Path]:
-    """Where a tree is to stand, and where it stands until it is whole."""
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {target.name}: there is no folder {target.parent}")
-    return target, target.with_name(f".{target.name}.{uuid4().hex}")
+    try:
+        return xr.open_datatree(
+            target, engine="zarr" if target.suffix == ".zarr" else "h5netcdf", cache=False
+        )
+    except OSError as error:
+        raise OSError(
+            f"{target} is no result tree, or a damaged one ({error}): pass what `write` wrote, .nc or .zarr; a model "
+            "is read by `load`"
+        ) from error
 
 
 def _chunks(made: xr.Dataset) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -238,22 +225,6 @@ def _consolidate(folder: Path, attrs: Mapping[str, Any]) -> None:
 
     zarr.open_group(folder, mode="r+").attrs.update(attrs)
     zarr.consolidate_metadata(folder)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _plain(dataset: xr.Dataset) -> xr.Dataset:

@@ -62,7 +62,8 @@ class Plan:
         if not sizes or min(sizes) == 0 or len(set(sizes)) > 1:
             raise ValueError(
                 f"an audit needs data, each argument with the same number of rows, but the arguments have {sizes} "
-                "rows: pass the arguments of model and guide after them, and what all data share by closure"
+                "rows: pass the arguments of model and guide after them, audit(model, guide, x), of a VAE "
+                "audit(vae.model, vae.guide, x), and what all data share by closure"
             )
 
     @property

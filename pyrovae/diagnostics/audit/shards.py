@@ -19,10 +19,11 @@ from pyrovae.results.blocks import (
     read_block,
     write_block,
 )
+from pyrovae.results.places import settle
 
 __all__ = ["audit_shard"]
 
-BLOCK_FILE = re.compile(r"(\.?)block-(\d{5,})\.nc(?:\..*)?")
+BLOCK_FILE = re.compile(r"\.?(block-(\d{5,})\.nc)(?:\..*)?")
 
 
 def audit_shard(
@@ -99,13 +100,15 @@ def _common_header(plan: Plan, source: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _clean(folder: Path, shard: tuple[int, int], resume: str) -> None:
-    """Remove what a killed process left half-written of this shard, and its blocks if they are to be measured anew."""
+    """Remove what killed processes left half-written of this shard, and its blocks if they are to be measured anew."""
     index, count = shard
-    for path in folder.iterdir():
-        match = BLOCK_FILE.fullmatch(path.name)
-        is_own = match is not None and int(match[2]) % count == index
-        if match and is_own and (match[1] or resume == "none"):
-            path.unlink(missing_ok=True)
+    found = [match for path in folder.iterdir() if (match := BLOCK_FILE.fullmatch(path.name))]
+    for match in found:
+        is_own = int(match[2]) % count == index
+        if is_own and match[0].startswith("."):
+            settle(folder / match[1])
+        elif is_own and resume == "none":
+            (folder / match[1]).unlink(missing_ok=True)
 
 
 def _known(path: Path, header: Mapping[str, Any], notice: Callable[[str], None]) -> xr.DataTree | None:
