@@ -2,7 +2,8 @@
 
 Run `python benchmarks/scaling.py`: about ten minutes on two idle cores. It writes `benchmarks/results/scaling.json` and
 `.md`; the latter carries the measured costs to 10^8 data on a cluster. Every point is a new process with one thread, on
-an untrained VAE and data that it draws; those of two processes are started by torchrun.
+an untrained VAE and data that it draws; those of two processes are started by torchrun. With `--kinds` only some kinds
+are measured, and the others keep what `scaling.json` has of them.
 """
 
 import argparse
@@ -20,6 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 import numpy as np
 from machine import machine, matmul_rate
 from scaling_page import page
+from scaling_serial import serial
 
 RESULTS = Path(__file__).parent / "results"
 HIDDEN, BLOCK, BATCH = 400, 32, 64
@@ -82,6 +84,8 @@ def work(kind: str, point: dict[str, int], folder: Path) -> dict[str, Any]:
     import pyrovae as pv
 
     torch.set_num_threads(1)
+    if kind == "serial":
+        return serial(folder)
     sizes = point["data_dim"], point["latent_dim"]
     vae = pv.build_vae(*sizes, hidden=(HIDDEN,), noise="fixed", scale=0.5, seed=0)
     torch.manual_seed(0)
@@ -178,13 +182,14 @@ def markdown(results: dict[str, Any]) -> str:
     centre = next(row for row in results["rows"] if row["kind"] == "audit" and row["axis"] == "num_data")
     lines += ["| stage of the audit | ms a datum |", "|---|---|"]
     lines += [f"| {name} | {value:.3g} |" for name, value in centre["stages"].items()]
-    return "\n".join([*lines, "", *page(results["rows"]), ""])
+    return "\n".join([*lines, "", *page(results), ""])
 
 
 def main() -> None:
     """Measure and write, or measure one point."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--kinds", nargs="*", default=list(SWEEPS), choices=list(SWEEPS))
+    kinds = [*SWEEPS, "serial"]
+    parser.add_argument("--kinds", nargs="*", default=kinds, choices=kinds)
     parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -193,9 +198,15 @@ def main() -> None:
         if os.environ.get("RANK", "0") == "0":
             args.out.write_text(json.dumps(found))
         return
-    results = {"machine": machine(), "matmul_gflops": matmul_rate() / 1e9, "rows": measure(args.kinds)}
-    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "scaling.json"
+    results = json.loads(path.read_text()) if set(args.kinds) < set(kinds) else {"rows": []}
+    if sweeps := [kind for kind in SWEEPS if kind in args.kinds]:
+        kept = [row for row in results["rows"] if row["kind"] not in sweeps]
+        rate = matmul_rate() / 1e9
+        results |= {"machine": machine(), "matmul_gflops": rate, "rows": [*measure(sweeps), *kept]}
+    if "serial" in args.kinds:
+        results["serial"] = {"machine": machine(), **_run("serial", {"processes": 1})}
+    RESULTS.mkdir(exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")
     path.with_suffix(".md").write_text(markdown(results))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import zarr
 
-from pyrovae.data import Affine, DataError, Dequantize, Pipeline, Rows, Split, load, read
+from pyrovae.data import Affine, DataError, Dequantize, Pipeline, Rows, Split, load, read, reopen
 from pyrovae.data import noise as noises
 from pyrovae.data.noise import NoiseTable
 from pyrovae.seeding import seeded
@@ -72,6 +72,10 @@ def test_rows_are_those_of_data_in_memory(
         order = torch.randint(0, 60, (50,), generator=torch.Generator().manual_seed(1))
         assert are_equal(whole, rows, order)
         assert rows.describe() == whole.describe()
+        again = reopen(spec, rows.describe(), memory="map")
+        assert are_equal(whole, again, order)
+        assert again.describe() == whole.describe()
+        assert torch.equal(reopen(spec, rows.describe()).train, whole.train)
         assert not are_equal(load(spec, scale=scale, dequantize=dequantize, seed=5), rows, order)
 
 
@@ -255,3 +259,81 @@ def test_rows_by_any_slice(tmp_path: Path) -> None:
         rows = Rows(read(write(tmp_path, kind, array), "map").values)
         for part in (slice(None), slice(-4, None), slice(50, 3, -7), slice(5, 5), slice(0, 60, 9)):
             assert np.array_equal(rows[part].numpy(), array.reshape(60, 6)[part])
+
+
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of all that is read of files that are mapped from now on."""
+    sizes: list[int] = []
+    real = os.preadv
+
+    def preadv(*arguments: object) -> int:
+        sizes.append(real(*arguments))
+        return sizes[-1]
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("scale", "dequantize", "passes"),
+    [
+        (None, False, 1.0),
+        ("standardize", False, 1.0),
+        ("unit", False, 1.3),
+        (None, True, 1.0),
+        ("standardize", True, 1.7),
+    ],
+)
+def test_what_is_read_to_load_and_to_reopen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: str | None, dequantize: bool, passes: float
+) -> None:
+    array = numbers("i2", 2000)
+    row = array[0].nbytes
+    spec = write(tmp_path, "npy", array)
+    sizes = reads(monkeypatch)
+    split = load(spec, scale=scale, dequantize=dequantize, memory="map")
+    assert sum(sizes) == round(passes * array.nbytes) + 64 * row
+    description = split.describe()
+    sizes.clear()
+    again = reopen(spec, description, memory="map")
+    assert sum(sizes) == 64 * row
+    assert torch.equal(again.test[7:9], split.test[7:9])
+    assert sum(sizes) == 68 * row
+
+
+def test_mapped_data_are_known_again_by_a_sample(tmp_path: Path) -> None:
+    array = numbers(rows=640)
+    spec = write(tmp_path, "npy", array)
+    description = load(spec, memory="map").describe()
+    unseen = array.copy()
+    unseen[5] += 1
+    write(tmp_path, "npy", unseen)
+    reopen(spec, description, memory="map")  # no row of the sample has changed, and no other is looked at
+    with pytest.raises(DataError, match="holds other data"):
+        reopen(spec, description, memory="read")
+    first, last = array.copy(), array.copy()
+    first[0, 0, 0] += 1
+    last[-1, 2, 1] += 1
+    for other in (2 * array, array[::-1], array[:-1], array.astype("f8"), array.swapaxes(1, 2), first, last):
+        with pytest.raises(DataError, match="holds other data than those that were described"):
+            reopen(write(tmp_path, "npy", np.ascontiguousarray(other)), description, memory="map")
+
+
+def test_a_fingerprint_of_rows_tells_them_apart_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = write(tmp_path, "npy", numbers())
+    split = load(spec, memory="map")
+    others = [
+        load(spec, memory="map", seed=1).train,
+        load(spec, memory="map", scale="unit").train,
+        load(spec, memory="map", dtype=torch.float64).train,
+        load(write(tmp_path, "zarr", numbers() + 1), memory="map").train,
+        split.val,
+        split.train.part(torch.arange(3)),
+    ]
+    sizes = reads(monkeypatch)
+    assert len({rows.sha256 for rows in [split.train, *others]}) == 7
+    assert split.train.sha256 == load(spec, memory="map").train.part(torch.arange(42)).sha256
+    assert sum(sizes) == 60 * 24 * 2  # the second `load`: all rows, and a sample of 60
+    assert Rows(numbers().reshape(60, 6)).sha256 is None

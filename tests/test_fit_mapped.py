@@ -9,7 +9,9 @@ import torch
 
 import pyrovae as pv
 from pyrovae.data import Rows, load
+from pyrovae.training.archive import CheckpointError
 from pyrovae.training.batches import blocks, check_data, check_val_data, minibatches, take
+from pyrovae.training.fingerprints import fingerprints
 
 X = np.random.default_rng(5).standard_normal((50, 4)).astype("f4")
 
@@ -53,12 +55,30 @@ def test_training_on_rows_is_training_on_tensors(tmp_path: Path) -> None:
     results = []
     for memory in ("read", "map"):
         split = load(f"npy:{tmp_path / 'x.npy'}", scale="unit", dequantize=True, memory=memory)
-        options = {"checkpoint": tmp_path / "checkpoints", "resume": "auto", "compile": False}
-        results.append(fitted(split.train, split.val, **options))  # the second finds the first one's end
+        options = {"checkpoint": tmp_path / memory, "resume": "auto", "compile": False}
+        results.append(fitted(split.train, split.val, **options))
+        results.append(fitted(split.train, split.val, **options))  # finds the end of the first
         results.append(fitted(split.train, split.val, compile=False))
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
-    moved = fitted(split.train.part(torch.arange(34).flip(0)), split.val, compile=False)
-    assert not all(torch.equal(a, b) for a, b in zip(results[0], moved, strict=True))
+    moved = split.train.part(torch.arange(34).flip(0))
+    others = fitted(moved, split.val, compile=False)
+    assert not all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
+    with pytest.raises(CheckpointError, match="is of another data set"):
+        fitted(moved, split.val, **options)
+
+
+def test_rows_of_known_data_are_not_read_to_be_known_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "x.npy", X)
+    split = load(f"npy:{tmp_path / 'x.npy'}", memory="map")
+    read: list[int] = []
+    real = Rows._read
+    monkeypatch.setattr(Rows, "_read", lambda self, rows: read.append(len(rows)) or real(self, rows))
+    found = fingerprints({"x": split.train, "y": split.val, "z": Rows(X)})
+    assert read == [50]  # of z alone, of which nothing is known
+    assert found["x"] == f"float32 [34, 4], {split.train.sha256}"
+    assert found["z"] == fingerprints({"z": torch.from_numpy(X)})["z"]
 
 
 def growth(path: Path, rows: int, memory: str) -> float:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyrovae.data import Affine, DataError, Pipeline, Split, digits, load, read, split_indices
+from pyrovae.data import Affine, DataError, Pipeline, Split, digits, load, read, reopen, split_indices
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 
@@ -58,7 +58,7 @@ def test_loaded_rows_are_the_raw_rows(tmp_path: Path) -> None:
 
 
 def fitted_on(pipeline: Pipeline, rows: torch.Tensor) -> bool:
-    return pipeline.steps == Pipeline(rows.shape[1], (Affine.standardize(rows),)).steps
+    return pipeline.steps == (Affine.standardize(rows),)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -68,9 +68,9 @@ def test_statistics_are_of_the_training_part_only(tmp_path: Path, seed: int) -> 
     array[torch.cat([val, test])] += 1000  # what must not leak
     spec = saved(tmp_path, array.numpy())
     split = load(spec, scale="standardize", val_fraction=0.2, test_fraction=0.2, seed=seed)
-    assert fitted_on(split.pipeline, array[train])
+    assert fitted_on(split.pipeline, array[train.sort().values])
     leaky = Pipeline(3, (Affine.standardize(array),))  # planted: statistics of all rows
-    assert not fitted_on(leaky, array[train])
+    assert not fitted_on(leaky, array[train.sort().values])
     assert split.val.min() > 5
     unit = load(spec, scale="unit", val_fraction=0.2, test_fraction=0.2, seed=seed)
     assert unit.pipeline.steps == (Affine.unit(array[train]),)
@@ -159,9 +159,29 @@ def test_description_makes_the_split_again(tmp_path: Path) -> None:
     again = load(told["spec"], dtype=getattr(torch, told["dtype"]), **options)
     assert torch.equal(again.train, split.train)
     assert again.describe() == split.describe()
+    moved = reopen(saved(tmp_path, table()), told)
+    assert torch.equal(moved.test, split.test)
+    assert moved.describe() == split.describe()
     told["pipeline"]["steps"].clear()
     split.describe()["pipeline"]["steps"].clear()
     assert split.describe()["pipeline"]["steps"]
+
+
+@pytest.mark.parametrize("name", ["sha256", "pipeline", "seed", "dtype", "notes", "scale"])
+def test_a_description_that_lacks_something_is_refused(name: str) -> None:
+    description = load("digits", scale="unit").describe()
+    del description[name]
+    with pytest.raises(KeyError, match=name):
+        reopen("digits", description)
+
+
+def test_other_data_are_not_those_that_were_described(tmp_path: Path) -> None:
+    description = load(saved(tmp_path, table()), scale="unit").describe()
+    array = table()
+    array[17, 1] += 1e-6
+    for other in (array, table()[::-1], table()[:-1], table().astype("f4"), table()[:, :2]):
+        with pytest.raises(DataError, match=r"x.npy holds other data than those that were described"):
+            reopen(saved(tmp_path, np.ascontiguousarray(other)), description)
 
 
 def test_digits_know_the_way_back() -> None:

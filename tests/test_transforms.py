@@ -1,11 +1,13 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from chance import chi2_is_plausible, means_agree
 
 from pyrovae.data import Affine, DataError, Dequantize, Pipeline
+from pyrovae.data.moments import Moments
 
 
 def integers(rows: int = 20_000, columns: int = 5, largest: int = 255) -> torch.Tensor:
@@ -98,6 +100,35 @@ def test_standardize_gives_mean_0_and_deviation_1() -> None:
     y = affine.forward(x.double())
     assert y.mean(0).abs().max() < 1e-12
     assert (y.std(0, correction=0) - 1).abs().max() < 1e-12
+
+
+def moments_of(x: np.ndarray, size: int) -> Moments:
+    moments = Moments()
+    for start in range(0, len(x), size):
+        moments.update(x[start : start + size])
+    return moments
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000, 5000])
+def test_moments_are_those_of_all_rows_however_they_are_cut(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyrovae.data.moments.PIECE", 600)
+    x = np.random.default_rng(0).standard_normal((5000, 3)) * [1.0, 1e-3, 1e150] + [0.0, 1e6, 1e150]
+    moments = moments_of(x, size)
+    assert moments.count == 5000
+    np.testing.assert_allclose(moments.mean, x.mean(0), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(moments.squares / 5000, x.var(0), rtol=1e-6)
+    assert np.array_equal([moments.first, moments.lower, moments.upper], [x[0], x.min(0), x.max(0)])
+    naive = (x[:, 1] ** 2).sum() / 5000 - x[:, 1].mean() ** 2  # planted: squares that cancel
+    assert abs(naive / x[:, 1].var() - 1) > 1e-3
+    moments.update(x[:0])
+    assert moments.count == 5000
+
+
+def test_numbers_whose_squares_overflow_are_refused() -> None:
+    with pytest.raises(DataError, match="fit it on finite data"):
+        Affine.standardize(torch.tensor([[1e200], [-1e200]], dtype=torch.float64))
 
 
 def test_unit_reaches_0_and_1() -> None:

@@ -4,7 +4,7 @@ from pyrovae.data.files import DataError
 from pyrovae.data.rows import Rows
 from pyrovae.data.sets import LinearGaussian, digits, linear_gaussian
 from pyrovae.data.sources import RawData, read
-from pyrovae.data.splits import Split, load, split_indices
+from pyrovae.data.splits import Split, load, reopen, split_indices
 from pyrovae.data.transforms import Affine, Dequantize, Pipeline
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "linear_gaussian",
     "load",
     "read",
+    "reopen",
     "split_indices",
 ]

@@ -1,6 +1,8 @@
 """Data larger than memory as rows to index: read and transformed when they are asked for."""
 
 import copy
+import hashlib
+import json
 from collections.abc import Iterator
 
 import numpy as np
@@ -28,6 +30,8 @@ class Rows:
         pipeline: what to do with the numbers; None leaves them as they are.
         dtype: of the result, float32 or float64.
         is_checked: whether all numbers are known to be finite; else `fit` reads them once to see.
+        table_sha256: fingerprint of the table, where it is known; else `fit`, where it has to know the data again,
+            reads all rows for it.
 
     >>> rows = Rows(np.arange(12, dtype=np.uint8).reshape(6, 2))
     >>> rows[torch.tensor([4, 0])], rows[-1:]
@@ -45,11 +49,13 @@ class Rows:
         *,
         dtype: torch.dtype = torch.float32,
         is_checked: bool = False,
+        table_sha256: str | None = None,
     ) -> None:
         self.pipeline = Pipeline(table.shape[1]) if pipeline is None else pipeline
         self.dtype, self.device = dtype, torch.device("cpu")
         self._transformed_in = dtype
         self.is_checked = is_checked
+        self._table_sha256 = table_sha256
         self._table, self._index = table, np.arange(len(table))
         seeds = [step.seed for step in self.pipeline.steps if isinstance(step, Dequantize)]
         self._noise = [NoiseTable(seed, *table.shape) for seed in seeds]
@@ -75,6 +81,19 @@ class Rows:
         moved.device = torch.device(device)
         moved.dtype = self.dtype if dtype is None else dtype
         return moved
+
+    @property
+    def sha256(self) -> str | None:
+        """Fingerprint of the rows without reading them: of the table's, what is done to it, and their numbers in it.
+
+        It is not that of a tensor of the rows. None where the table's is not known.
+        """
+        if self._table_sha256 is None:
+            return None
+        facts = self._table_sha256, self.pipeline.to_config(), str(self._transformed_in)
+        digest = hashlib.sha256(json.dumps(facts).encode())
+        digest.update(self._index.data)
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self._index)

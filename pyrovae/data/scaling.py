@@ -1,102 +1,106 @@
-"""Transforms fitted on the training part: of tables in memory, and of those that stay on the disk, to the same bits."""
-
-from collections.abc import Sequence
+"""Transforms fitted on the training part, and the parts that they make of a table in memory or on the disk."""
 
 import torch
-from jaxtyping import Int, Real
+from jaxtyping import Int
 from torch import Tensor
 
 from pyrovae.data.files import DataError
+from pyrovae.data.moments import Moments
 from pyrovae.data.rows import Rows
 from pyrovae.data.sources import RawData
-from pyrovae.data.survey import Survey
+from pyrovae.data.survey import Survey, survey
 from pyrovae.data.tensors import as_tensor
 from pyrovae.data.transforms import Affine, Dequantize, Pipeline, no_integer
 
-__all__ = ["FULL_RANGE", "Index", "transformed", "transformed_rows"]
+__all__ = ["FULL_RANGE", "Index", "fitted", "transformed"]
 
 FULL_RANGE = {"uint8": 255.0, "bool": 1.0}
 Index = tuple[Int[Tensor, " n_train"], Int[Tensor, " n_val"], Int[Tensor, " n_test"]]
 
 
-def transformed(
-    raw: RawData, index: Index, scale: str | None, noise_seed: int | None, dtype: torch.dtype
-) -> tuple[list[Tensor], Pipeline]:
-    """The three parts, transformed, and how: noise drawn for all rows at once, the scale fitted on the first part.
+def fitted(
+    raw: RawData,
+    train: Int[Tensor, " n_train"],
+    scale: str | None,
+    noise_seed: int | None,
+    dtype: torch.dtype,
+) -> tuple[Pipeline, str]:
+    """The transforms for a table, the scale fitted on its training part, and the fingerprint of the table.
+
+    All rows are read once; for "standardize" after noise those to train on twice, as the noise hangs on the limits.
 
     Args:
-        raw: data in memory.
-        index: the rows of the three parts.
+        raw: data in memory, or mapped.
+        train: the rows to train on.
         scale: as `load`.
         noise_seed: of dequantization; None for none.
         dtype: of the result.
 
     Raises:
-        DataError: numbers too large, or no integers where they are to be dequantized.
+        DataError: numbers too large or not finite, or no integers where they are to be dequantized.
     """
-    x = as_tensor(raw.values[:], dtype)
-    _check_size([x], dtype)
-    width = x.shape[1]
-    noise = Pipeline(width, () if noise_seed is None else (Dequantize.fit(x, dtype, noise_seed),))
-    x = noise.forward(x)
-    parts = [x[rows] for rows in index]
+    moments = Moments() if scale == "standardize" and noise_seed is None else None
+    seen = survey(raw, train, moments)
+    noise = _noise(seen, noise_seed, dtype)
     affine: tuple[Affine, ...] = ()
-    if scale == "standardize":
-        affine = (Affine.standardize(parts[0]),)
-    elif scale == "unit":
-        affine = (_unit(raw, parts[0], noise),)
-    parts = [Pipeline(width, affine).forward(part).to(dtype) for part in parts]
-    _check_size(parts, dtype)
-    return parts, Pipeline(width, noise.steps + affine)
+    if scale == "unit":
+        affine = (_unit(raw, seen, noise),)
+    elif moments is not None:
+        affine = (Affine.from_moments(moments),)
+    elif scale == "standardize":
+        kind = as_tensor(seen.limits, dtype).dtype
+        affine = (Affine.standardize(Rows(raw.values, noise, dtype=kind).part(train).in_order()),)
+    _check_limits(seen, Pipeline(noise.width, affine), len(noise.steps), dtype)
+    return Pipeline(noise.width, noise.steps + affine), seen.sha256
 
 
-def transformed_rows(
-    raw: RawData,
-    seen: Survey,
-    index: Index,
-    scale: str | None,
-    noise_seed: int | None,
-    dtype: torch.dtype,
-) -> tuple[list[Rows], Pipeline]:
-    """What `transformed` gives, as `Rows`; "standardize" reads the training part twice more.
-
-    Args:
-        raw: data that are mapped.
-        seen: their survey.
-        index, scale, noise_seed, dtype: as there.
-
-    Raises:
-        DataError: as there.
-    """
+def _noise(seen: Survey, seed: int | None, dtype: torch.dtype) -> Pipeline:
+    """The noise that the numbers have room for, in a pipeline; none without a seed."""
     limits = as_tensor(seen.limits, dtype)
-    _check_size([limits], dtype)
     width = limits.shape[1]
-    noise = Pipeline(width, () if noise_seed is None else (Dequantize.fit(limits, dtype, noise_seed),))
-    if noise.steps and seen.fraction is not None:
+    _check_limits(seen, Pipeline(width), 0, dtype)
+    if seed is None:
+        return Pipeline(width)
+    noise = Dequantize.fit(limits, dtype, seed)
+    if seen.fraction is not None:
         raise no_integer(*seen.fraction)
-    affine: tuple[Affine, ...] = ()
-    if scale == "standardize":
-        affine = (Affine.standardize(Rows(raw.values, noise, dtype=limits.dtype).part(index[0])),)
-    elif scale == "unit":
-        affine = (_unit(raw, as_tensor(seen.train_limits, dtype), noise),)
-    ends = torch.cat([limits, limits + len(noise.steps)])  # both maps are monotone
-    _check_size([Pipeline(width, affine).forward(ends).to(dtype)], dtype)
-    pipeline = Pipeline(width, noise.steps + affine)
-    rows = Rows(raw.values, pipeline, dtype=dtype, is_checked=True)
-    return [rows.part(part) for part in index], pipeline
+    return Pipeline(width, (noise,))
 
 
-def _check_size(parts: Sequence[Tensor], dtype: torch.dtype) -> None:
-    """Refuse what became infinite, or would in raw units."""
-    if not all(limit.to(dtype).isfinite() for x in parts if len(x) for limit in x.aminmax()):
+def _check_limits(seen: Survey, affine: Pipeline, step: int, dtype: torch.dtype) -> None:
+    """Refuse what becomes infinite; maps and rounding are monotone, so that the limits tell of all between them."""
+    limits = as_tensor(seen.limits, dtype)
+    if not affine.forward(torch.cat([limits, limits + step])).to(dtype).isfinite().all():
         name = str(dtype).removeprefix("torch.")
         raise DataError(f"numbers are too large for {name}; pass dtype=torch.float64, or divide them first")
 
 
-def _unit(raw: RawData, train: Real[Tensor, "n x"], noise: Pipeline) -> Affine:
-    """The map of the training part to [0, 1], of which its limits are enough, with or without their noise."""
+def _unit(raw: RawData, seen: Survey, noise: Pipeline) -> Affine:
+    """The map of the training part to [0, 1], of which its limits are enough."""
     step = float(len(noise.steps))
     if raw.values.dtype.name in FULL_RANGE:
         return Affine((0.0,), (FULL_RANGE[raw.values.dtype.name] + step,))
-    integers = noise.inverse(train)
-    return Affine.unit(integers.reshape(-1, 1) if len(raw.event_shape) > 1 else integers, step)
+    train = as_tensor(seen.train_limits, torch.float64)
+    return Affine.unit(train.reshape(-1, 1) if len(raw.event_shape) > 1 else train, step)
+
+
+def transformed(
+    raw: RawData, index: Index, pipeline: Pipeline, dtype: torch.dtype, sha256: str
+) -> list[Tensor] | list[Rows]:
+    """The three parts of a table by a pipeline for it: tensors of data in memory, `Rows` of those that are mapped.
+
+    Args:
+        raw: the table, known to be finite.
+        index: the rows of the three parts.
+        pipeline: what `fitted` gave.
+        dtype: of the result.
+        sha256: fingerprint of the table.
+    """
+    if raw.is_mapped:
+        rows = Rows(raw.values, pipeline, dtype=dtype, is_checked=True, table_sha256=sha256)
+        return [rows.part(part) for part in index]
+    count = sum(isinstance(step, Dequantize) for step in pipeline.steps)
+    steps = pipeline.steps[:count], pipeline.steps[count:]
+    noise, rest = (Pipeline(pipeline.width, some) for some in steps)
+    x = noise.forward(as_tensor(raw.values[:], dtype))
+    return [rest.forward(x[part]).to(dtype) for part in index]

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,6 +25,8 @@ MEMORY = ("auto", "read", "map")
 LARGE = 1 << 28
 """Numbers from which on "auto" maps a table that can be mapped: 1 GiB of float32."""
 BLOCK_BYTES = 1 << 24
+SAMPLE = 64
+"""Rows by which a mapped table is known again."""
 Table = Shaped[np.ndarray, "n x"] | FileTable | ZarrTable
 
 
@@ -49,7 +51,7 @@ class RawData:
 
     @cached_property
     def is_integer(self) -> bool:
-        """Whether all numbers are integers, whatever their type; it reads up to the first that is none."""
+        """Whether all numbers are integers; floats are read, in blocks, up to the first that is none."""
         return self.has_integer_type or all((rows == np.rint(rows)).all() for _, rows in self.blocks())
 
     @cached_property
@@ -59,6 +61,23 @@ class RawData:
         for _, rows in self.blocks():
             digest.update(self.octets(rows))
         return digest.hexdigest()
+
+    @cached_property
+    def sample_sha256(self) -> str:
+        """As `sha256`, of 64 rows only: the first, the last, and what lies between at even distances.
+
+        It tells of another type, shape or order of rows, and of other numbers in those rows, as where data were scaled
+        anew or replaced. A change in other rows it does not see.
+        """
+        digest = self.digest()
+        rows = np.linspace(0, len(self.values) - 1, min(SAMPLE, len(self.values))).astype(int)
+        digest.update(self.octets(self.values[rows]))
+        return digest.hexdigest()
+
+    def is_that_of(self, description: Mapping[str, Any]) -> bool:
+        """Whether they are the data that `Split.describe` spoke of: all numbers in memory, a sample of mapped ones."""
+        kind = "sample_sha256" if self.is_mapped else "sha256"
+        return bool(getattr(self, kind) == description[kind])
 
     def digest(self) -> Any:
         """The fingerprint before any number, to be updated with the `octets` of all rows in order."""
@@ -127,9 +146,18 @@ def read(spec: str, memory: str = "auto") -> RawData:
     elif kind in READERS and path:
         images, columns = READERS[kind](path)
     else:
-        hint = f"csv:{spec} or another kind" if os.path.exists(spec) else FORMS
-        raise DataError(f"data are named {FORMS}, got {spec!r}; pass {hint}")
+        raise DataError(f"data are named {FORMS}, got {spec!r}; pass {_meant(spec)}")
     return RawData(spec, images.reshape(len(images), -1), images.shape[1:], columns)
+
+
+def _meant(spec: str) -> str:
+    """The name with its kind, which the ending of a file tells."""
+    path = spec.partition("#")[0]
+    ending = path.removesuffix(".gz").replace("-", ".").rpartition(".")[2].lower()
+    kind = {"tsv": "csv", "txt": "csv", "ubyte": "idx"}.get(ending, ending)
+    if kind in READERS:
+        return f"{kind}:{spec}"
+    return f"csv:{spec} or another kind" if os.path.exists(path) else "one of these"
 
 
 def _mapped(kind: str, path: str, memory: str) -> FileTable | ZarrTable | None:

@@ -1,6 +1,7 @@
 """Load data by name, cut them by seed in train, val and test, and transform them by what the training part shows."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,18 +11,29 @@ from torch import Tensor
 
 from pyrovae.data.files import DataError
 from pyrovae.data.rows import Rows
-from pyrovae.data.scaling import FULL_RANGE, Index, transformed, transformed_rows
+from pyrovae.data.scaling import FULL_RANGE, Index, fitted, transformed
 from pyrovae.data.sources import RawData, read
-from pyrovae.data.survey import survey
 from pyrovae.data.tensors import block_rows
 from pyrovae.data.transforms import Affine, Pipeline
 from pyrovae.seeding import block_seed, seeded
 
-__all__ = ["Split", "load", "split_indices"]
+__all__ = ["Split", "load", "reopen", "split_indices"]
 
 SCALES = (None, "unit", "standardize")
 DTYPES = (torch.float32, torch.float64)
 ORDER, NOISE = 0, 1  # the blocks of a seed
+FACTS = (
+    "spec",
+    "scale",
+    "dequantize",
+    "dtype",
+    "val_fraction",
+    "test_fraction",
+    "seed",
+    "columns",
+    "sha256",
+    "sample_sha256",
+)
 
 
 @dataclass(frozen=True)
@@ -45,11 +57,16 @@ class Split:
     notes: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
 
-    def describe(self) -> dict[str, Any]:
-        """Everything that makes this split again, for JSON: source, options, seed, sizes, fingerprint, pipeline.
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name} {len(getattr(self, name))}" for name in ("train", "val", "test"))
+        return f"Split({self.facts.get('spec', '')}: {sizes} data of event shape {self.event_shape})"
 
-        `sha256` is that of the raw data. The indices are not listed: `split_indices(num_data, val_fraction,
-        test_fraction, seed)` gives them again, and for `digits()` that call itself.
+    def describe(self) -> dict[str, Any]:
+        """Everything that makes this split again, for JSON: source, options, seed, sizes, fingerprints, pipeline.
+
+        `sha256` is that of the raw data, `sample_sha256` that of 64 rows of them. The indices are not listed:
+        `split_indices(num_data, val_fraction, test_fraction, seed)` gives them again, and for `digits()` that call
+        itself. `reopen` makes the split of it that `load` made.
         """
         sizes = {"num_train": len(self.train), "num_val": len(self.val), "num_test": len(self.test)}
         return {
@@ -81,9 +98,9 @@ def load(
     column of the training part mean 0 and standard deviation 1. A constant column is shifted and not scaled.
     Validation and test data may then lie outside [0, 1]. `notes` name both.
 
-    Data that are mapped, `memory`, are read once for their fingerprint and limits, and to see that they are finite;
-    "standardize" reads the training part twice more, "unit" without bytes the other parts once. Every number is then
-    the one that data in memory would have, to the last bit.
+    Data that are mapped, `memory`, are read once: for their fingerprint, limits and moments, and to see that they are
+    finite. "standardize" after noise reads the training part once more, "unit" without bytes the other parts. Every
+    number is then the one that data in memory would have, to the last bit.
 
     Args:
         spec: `digits`, `idx:PATH`, `npy:PATH`, `npz:PATH`, `npz:PATH#NAME`, `csv:PATH`, `zarr:PATH` or
@@ -104,6 +121,7 @@ def load(
         DataError: data that cannot be read or used, see `read`; dequantization of numbers that are no integers; too
             few data to train on; values too large for the dtype.
         ValueError: an option out of range.
+        TypeError: `spec` is neither a name nor what `read` gave.
 
     >>> parts = load("digits", scale="unit", dequantize=True, seed=1)
     >>> parts.train.shape, parts.event_shape, float(parts.train.max()) < 1
@@ -120,16 +138,18 @@ def load(
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}; pass one of these")
     check_fractions(val_fraction, test_fraction)
-    raw = read(spec, memory) if isinstance(spec, str) else spec
+    raw = _read(spec, memory)
     noise_seed = block_seed(seed, NOISE) if dequantize else None
     try:
         index = split_indices(len(raw.values), val_fraction, test_fraction, seed)
-        parts, pipeline, sha256 = _parts(raw, index, scale, noise_seed, dtype)
+        pipeline, sha256 = fitted(raw, index[0], scale, noise_seed, dtype)
+        parts = transformed(raw, index, pipeline, dtype, sha256)
     except DataError as error:
         raise _named(raw.spec, error) from error
     options = {"scale": scale, "dequantize": dequantize, "dtype": str(dtype).removeprefix("torch.")}
     fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction, "seed": seed}
-    facts = {"spec": raw.spec, **options, **fractions, "columns": list(raw.columns), "sha256": sha256}
+    known = {"sha256": sha256, "sample_sha256": raw.sample_sha256}
+    facts = {"spec": raw.spec, **options, **fractions, "columns": list(raw.columns), **known}
     notes = _constant_columns(pipeline, raw.columns)
     if scale == "unit" and raw.values.dtype.name not in FULL_RANGE:
         notes += [*_outside(parts[1], "validation"), *_outside(parts[2], "test")]
@@ -137,14 +157,47 @@ def load(
     return Split(train, val, test, *index, raw.event_shape, pipeline, tuple(notes), facts)
 
 
-def _parts(
-    raw: RawData, index: Index, scale: str | None, noise_seed: int | None, dtype: torch.dtype
-) -> tuple[list[Tensor] | list[Rows], Pipeline, str]:
-    """The three parts, how they were transformed, and the fingerprint of the raw data."""
-    if not raw.is_mapped:
-        return *transformed(raw, index, scale, noise_seed, dtype), raw.sha256
-    seen = survey(raw, index[0])
-    return *transformed_rows(raw, seen, index, scale, noise_seed, dtype), seen.sha256
+def reopen(spec: str | RawData, description: Mapping[str, Any], memory: str = "auto") -> Split:
+    """The split that `load` made, of the same data: cut and transformed as described, and nothing fitted anew.
+
+    That data in memory are the same is seen by all their numbers. Of data that are mapped 64 rows are read and no
+    other, see `RawData.sample_sha256`: where other rows have changed since, this is not noticed here.
+
+    Args:
+        spec: as for `load`; the data may have another place now.
+        description: what `Split.describe` gave, from JSON too.
+        memory: as for `load`.
+
+    Raises:
+        DataError: data that cannot be read, or are not those that were described.
+        KeyError, TypeError, ValueError: a description of another make.
+
+    >>> split = load("digits", scale="standardize")
+    >>> again = reopen("digits", split.describe())
+    >>> torch.equal(again.val, split.val), again.describe() == split.describe()
+    (True, True)
+    """
+    raw = read(spec, memory) if isinstance(spec, str) else spec
+    if not raw.is_that_of(description):
+        raise DataError(f"{raw.spec} holds other data than those that were described: put them back")
+    fractions = description["val_fraction"], description["test_fraction"]
+    index = split_indices(len(raw.values), *fractions, description["seed"])
+    pipeline = Pipeline.from_config(description["pipeline"])
+    dtype = {str(kind).removeprefix("torch."): kind for kind in DTYPES}[description["dtype"]]
+    train, val, test = transformed(raw, index, pipeline, dtype, description["sha256"])
+    facts = {name: description[name] for name in FACTS} | {"spec": raw.spec}
+    return Split(train, val, test, *index, raw.event_shape, pipeline, tuple(description["notes"]), facts)
+
+
+def _read(spec: str | RawData, memory: str) -> RawData:
+    if isinstance(spec, str):
+        return read(spec, memory)
+    if not isinstance(spec, RawData):
+        raise TypeError(
+            f"data are named by a string such as 'digits' or 'npy:PATH', got {type(spec).__name__}: numbers in memory "
+            "need no loading, pass them to fit and audit as tensors, or save them by numpy.save"
+        )
+    return spec
 
 
 def _named(spec: str, error: DataError) -> DataError:

@@ -1,4 +1,4 @@
-"""What a split needs to know of a table that stays on the disk, in one pass over it."""
+"""What a split needs to know of a table, in one pass over it."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from pyrovae.data.moments import Moments
 from pyrovae.data.sources import RawData
 
 __all__ = ["Survey", "survey"]
@@ -28,12 +29,13 @@ class Survey:
     fraction: tuple[float, int, int] | None
 
 
-def survey(raw: RawData, train: Int[Tensor, " n_train"]) -> Survey:
+def survey(raw: RawData, train: Int[Tensor, " n_train"], moments: Moments | None = None) -> Survey:
     """Read all rows once, in blocks.
 
     Args:
         raw: the table.
         train: the rows to train on, at least one.
+        moments: gets the rows to train on, in the order of the table; None where nobody asks.
 
     Raises:
         DataError: NaN or infinite values, or a part of the source that is damaged; it names the row.
@@ -45,8 +47,11 @@ def survey(raw: RawData, train: Int[Tensor, " n_train"]) -> Survey:
     for start, rows in raw.blocks():
         raw.refuse_non_finite(start, rows)
         digest.update(raw.octets(rows))
+        own = rows[is_train[start : start + len(rows)]]
         whole.update(rows)
-        part.update(rows[is_train[start : start + len(rows)]])
+        part.update(own)
+        if moments is not None:
+            moments.update(own)
         if fraction is None and not raw.has_integer_type:
             fraction = _fraction(rows, start)
     return Survey(digest.hexdigest(), whole.seen, part.seen, fraction)

@@ -76,6 +76,11 @@ def _header(path: str, line: bytes) -> tuple[str, ...]:
             f"{path} has 0, 1, 2, ... in line 1, as pandas writes columns without names; remove that line, or put "
             "names above it if it is a datum"
         )
+    if len(fields) > 2 and not fields[0].strip() and numbers[1:] == list(range(len(fields) - 1)):
+        raise DataError(
+            f"{path} has nothing and 0, 1, 2, ... in line 1, as pandas writes the row numbers and columns without "
+            "names; write it with index=False, header=False"
+        )
     if any(number is not None for number in numbers):
         return ()
     if not all(field.strip() for field in fields):
@@ -100,17 +105,28 @@ def _refuse(path: str, text: bytes, columns: tuple[str, ...], otherwise: Any) ->
                 f"{path}, line {number} has {len(fields)} fields where line 1 has {width}; give every line as many"
             )
         if number > 1 or not columns:
-            _refuse_fields(f"{path}, line {number}", fields)
+            _refuse_fields(f"{path}, line {number}", fields, number == 1)
     raise DataError(
         f"{path} cannot be read: {otherwise}; write plain numbers between commas, one datum a line"
     )
 
 
-def _refuse_fields(place: str, fields: list[str]) -> None:
+def _refuse_fields(place: str, fields: list[str], is_first: bool) -> None:
     for column, field in enumerate(fields, start=1):
         value = _number(field)
         if value is None or not math.isfinite(value):
             raise DataError(
-                f"{place}, column {column} wants a finite number, got {field[:40]!r}; fill it in, remove the line, or "
-                "name every column of line 1 if that is a header"
+                f"{place}, column {column} wants a finite number, got {field[:40]!r}; {_cure(field, is_first)}"
             )
+
+
+def _cure(field: str, is_first: bool) -> str:
+    for separator in ";", "\t", "|", " ":
+        if separator in field.strip() and all(_number(part) is not None for part in field.split(separator)):
+            return f"its numbers are separated by {separator!r}: write commas, and points in decimals"
+    if is_first:
+        return "fill it in, remove the line, or name every column of line 1 if that is a header"
+    is_word = _number(field) is None and field.strip()
+    return (
+        "drop the column if it holds words, such as labels" if is_word else "fill it in, or remove the line"
+    )

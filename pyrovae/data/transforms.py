@@ -5,11 +5,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Real, Shaped
 from torch import Tensor
 
 from pyrovae.data.files import DataError
+from pyrovae.data.moments import Moments
 from pyrovae.data.tensors import block_rows
 from pyrovae.seeding import seeded
 
@@ -145,21 +147,19 @@ class Affine:
 
     @classmethod
     def standardize(cls, x: Real[Tensor, "n x"] | Blocks) -> "Affine":
-        """Give each column mean 0 and standard deviation 1 (divided by n, not n - 1); `Rows` are read twice."""
-        size, first = block_rows(x.shape[1]), next(iter(x.split(1)))[0].double()
-        # Filled in place: small results kept between blocks would keep memory from being used again.
-        sums = first.new_empty(-(-x.shape[0] // size), x.shape[1])
-        lower, upper = first.clone(), first.clone()
-        for total, rows in zip(sums, x.split(size), strict=True):
-            torch.sum(rows.double(), 0, out=total)
-            torch.minimum(lower, rows.amin(0), out=lower)
-            torch.maximum(upper, rows.amax(0), out=upper)
-        mean = sums.sum(0) / x.shape[0]
-        for total, rows in zip(sums, x.split(size), strict=True):
-            torch.sum((rows.double() - mean).square_(), 0, out=total)
-        std = (sums.sum(0) / x.shape[0]).sqrt()
-        constant = (lower == upper) | (std == 0)
-        return cls._fitted(torch.where(constant, first, mean), std, constant)
+        """Give each column mean 0 and standard deviation 1 (divided by n, not n - 1); `Rows` are read once."""
+        moments = Moments()
+        for rows in x.split(block_rows(x.shape[1])):
+            moments.update(rows.cpu().numpy())
+        return cls.from_moments(moments)
+
+    @classmethod
+    def from_moments(cls, moments: Moments) -> "Affine":
+        """As `standardize`, of rows that were seen already."""
+        std = np.sqrt(moments.squares / moments.count)
+        constant = (moments.lower == moments.upper) | (std == 0)
+        loc = np.where(constant, moments.first, moments.mean)
+        return cls._fitted(*(torch.from_numpy(each) for each in (loc, std, constant)))
 
     @classmethod
     def _fitted(
