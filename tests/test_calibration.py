@@ -11,6 +11,7 @@ from guides import gaussian_target, mean_field, prior_target
 from scipy import stats
 
 from pyrovae.diagnostics.calibration import calibrate
+from pyrovae.diagnostics.calibration.shift import shift
 from pyrovae.diagnostics.calibration.uniformity import ecdf_band, moment_tests
 from pyrovae.target import Target
 
@@ -161,6 +162,15 @@ def test_arguments_that_are_not_simulated_come_from_all_data(monkeypatch):
     assert not caught(found)
     wrong = calibrate(conditional(200, reverse=True), num_simulations=2000, seed=SEED)["calibration"]
     assert caught(wrong.to_dataset())
+
+
+def test_a_code_that_is_infinite_has_no_shift_and_the_others_keep_theirs():
+    simulated, real = (np.random.default_rng(0).normal(size=(size, 3)) for size in (500, 40))
+    simulated[3, 2] = real[5, 2] = -np.inf
+    found, plain = shift(simulated, real), shift(simulated[:, [0, 1, 1]], real[:, [0, 1, 1]])
+    assert np.isnan([found["shift_log_likelihood"], found["shift_log_likelihood_std_error"]]).all()
+    assert np.allclose(found["shift_mean"], plain["shift_mean"])
+    assert np.isfinite(found["shift_auc"])
 
 
 def test_real_data_like_the_models_own_are_found_alike_and_others_not():

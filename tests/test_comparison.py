@@ -8,6 +8,7 @@ import zoo
 
 from pyrovae.diagnostics.comparison import compare, compare_draws
 from pyrovae.diagnostics.reference import sample_posterior
+from pyrovae.results.summary import summary
 from pyrovae.target import Target
 
 FAST = {"num_chains": 8, "num_samples": 300, "warmup_steps": 100}
@@ -57,6 +58,9 @@ def test_guide_against_hmc_on_the_linear_gaussian():
     assert (np.abs(z_scores(found, "sd_ratio", 0.5)) < limit).all()
     assert (np.abs((found["mean_error"] - 0.3 / sd) / found["mean_error_std_error"]) < limit).all()
     assert tree["guide"]["z"].shape == (1, 1000, 5, 3)
+    table = summary(tree)  # of the comparison alone, which says for itself which data count
+    assert table.loc["data with a converged reference", "value"] == 5
+    assert 0.4 < table.loc["guide: its sd over the posterior's", "value"] < 0.6
 
 
 def test_what_is_refused():

@@ -1,6 +1,7 @@
 """The terms of the ELBO against closed forms, and the sums that must hold."""
 
 import math
+from dataclasses import replace
 
 import chance
 import numpy as np
@@ -112,6 +113,47 @@ def test_noise_alone_does_not_make_a_unit_active():
 
     x = torch.randn(2000, 2, dtype=torch.float64)
     assert terms_of(Target(model, guide, x), num_samples=20)["is_active"].tolist() == [True, False]
+
+
+@pytest.mark.parametrize("scale", [0.05, 1.0, 300.0])
+def test_what_is_active_does_not_hang_on_the_units_of_z(scale):
+    def scaled(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), scale).to_event(1))
+            pyro.sample(
+                "x", dist.Normal(z * torch.tensor([1.0, 0.0], dtype=x.dtype), scale).to_event(1), obs=x
+            )
+
+    def posterior(x):
+        with pyro.plate("data", len(x)):
+            loc, sd = (
+                x * torch.tensor([0.5, 0.0], dtype=x.dtype),
+                torch.tensor([0.5**0.5, 1.0], dtype=x.dtype),
+            )
+            pyro.sample("z", dist.Normal(loc, scale * sd).to_event(1))
+
+    x = scale * torch.randn(400, 2, dtype=torch.float64) * torch.tensor([2**0.5, 1.0])
+    terms = terms_of(Target(scaled, posterior, x))
+    assert terms["is_active"].tolist() == [True, False]
+    assert terms["mean_variance"][0] == pytest.approx(0.5, abs=0.2)
+
+
+def test_one_datum_has_no_spread_and_so_no_active_units():
+    terms = decompose(Target(model, diagonal_guide(0.5), torch.ones(1, 2)), num_aggregate=2)["decomposition"]
+    assert not {"mean_variance", "is_active"} & set(terms.data_vars)
+    assert "kl_per_latent" in terms
+
+
+def test_evidence_without_an_error_bar_gives_the_kl_none():
+    target = make(zoo.linear_gaussian())
+    evidence = log_evidence(target, "iwae", num_samples=50)
+    doubtful = replace(evidence, is_reliable=np.arange(5) > 1)
+    found = decompose(target, doubtful, num_samples=50)["decomposition"]
+    assert np.isnan(found["kl_posterior_std_error"]).values.tolist() == [True, True, False, False, False]
+    sides = {name: found[name].attrs["direction"] for name in found.data_vars}
+    assert {sides.pop(name) for name in ("log_evidence", "kl_posterior")} == {"lower"}
+    assert (sides.pop("mean_variance"), sides.pop("kl_per_latent")) == ("upper", "none")
+    assert set(sides.values()) == {"exact"}
 
 
 def test_blocks_change_nothing_but_the_noise(monkeypatch):

@@ -210,6 +210,40 @@ def test_weights_that_are_not_numbers_are_refused_with_the_datum():
         log_evidence(target, "elbo", num_samples=20_000)
 
 
+def overflowing(rate):
+    """A model with a Poisson count of the rate that a normal z gives, and a guide of its shape."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            s = pyro.sample("s", dist.HalfNormal(x.new_ones(())))
+            a = pyro.sample("a", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Poisson(rate(s, a)), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("s", dist.LogNormal(0 * x, 0.7))
+            pyro.sample("a", dist.Normal(0 * x, 0.7))
+
+    return Target(model, guide, torch.tensor([0.0, 3.0]))
+
+
+def test_quadrature_goes_round_a_rate_that_overflows():
+    target = overflowing(lambda s, a: (2 * s * a).exp())
+    found = log_evidence(target, "quadrature")
+    assert found.is_reliable.all(), found.reason
+    near = log_evidence(target, "iwae", num_samples=100_000)
+    assert (np.abs(found.value - near.value) < 5 * near.std_error + found.std_error).all()
+
+
+def test_quadrature_says_where_the_density_is_no_number():
+    target = overflowing(lambda s, a: torch.where(a > 1.5, torch.nan, 1 + 0 * s))
+    found = log_evidence(target, "quadrature")
+    assert np.isnan(found.value).all()
+    assert "2 of 2 data is NaN or infinite where it matters, for datum 0 at or beside s = " in found.reason
+    assert "a = 1." in found.reason
+    assert "finest grid" not in found.reason
+
+
 def test_zero_density_is_legal_but_not_reliable():
     log_w = torch.randn(200, 2, dtype=torch.float64)
     log_w[3, 1] = -torch.inf

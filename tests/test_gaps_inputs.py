@@ -8,6 +8,7 @@ import torch
 import zoo
 from gap_models import F64, bent_target, gaps_of, grid_evidence, linear, make
 
+from pyrovae.diagnostics.evidence import log_evidence
 from pyrovae.diagnostics.evidence_table import evidence_table
 from pyrovae.diagnostics.gaps import measure, truth
 from pyrovae.diagnostics.gaps.guide import read_guide
@@ -70,6 +71,51 @@ def test_the_family_of_a_guide_is_read_from_its_distributions(target, family, is
         assert torch.allclose(laplace.log_prob(guide.gaussian, draws.z), draws.log_q, atol=tolerance)
 
 
+def lone_guide(scale: float, far: float) -> Target:
+    """The posterior of z ~ N(0, 1), x ~ N(z, scale), a narrow Gaussian far from 0, in single precision."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, scale).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            loc, sd = x / (1 + scale**2), scale / (1 + scale**2) ** 0.5
+            pyro.sample("z", dist.Normal(loc, sd).to_event(1))
+
+    return Target(model, guide, far + torch.randn(3, 2))
+
+
+@pytest.mark.parametrize(("scale", "far"), [(1e-3, 3.0), (1e-4, 30.0)])
+def test_a_narrow_normal_in_single_precision_is_a_normal_all_the_same(scale, far):
+    torch.manual_seed(0)
+    target = lone_guide(scale, far)
+    for seed in range(5):
+        guide = read_guide(target, seed=seed)
+        assert (guide.family, guide.reason) == ("diagonal", "")
+        assert torch.allclose(
+            guide.gaussian.scale_tril.diagonal(dim1=-2, dim2=-1), torch.tensor(scale), rtol=1e-4
+        )
+
+
+def test_a_scale_that_follows_another_site_is_no_diagonal_family():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Normal(x.new_zeros(()), 1.0))
+            b = pyro.sample("b", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(a + b, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Normal(x / 3, 0.8))
+            pyro.sample("b", dist.Normal(x / 3, 0.5 + a.sigmoid()))
+
+    found = read_guide(Target(model, guide, torch.linspace(-1, 1, 4, dtype=F64)))
+    assert (found.family, found.gaussian) == ("other", None)
+    assert found.reason == "the guide's sites depend on each other's values"
+
+
 @pytest.mark.parametrize("kind", ["low-rank", "autoregressive", "planar"])
 def test_another_family_has_its_whole_gap_and_the_best_full_gaussian_but_no_split(kind):
     specimen = zoo.other_family(kind)
@@ -86,11 +132,13 @@ def test_another_family_has_its_whole_gap_and_the_best_full_gaussian_but_no_spli
 def test_a_family_that_is_given_is_taken():
     specimen = zoo.linear_gaussian()
     found = gaps_of(make(specimen), "diagonal")
-    # The full guide is the posterior: it beats the best diagonal Gaussian, which cannot be an optimum of its family.
+    # The full guide is the posterior: it beats the best diagonal Gaussian, of which family it is none.
     loss = hadamard_gap(torch.linalg.inv(specimen.posterior_cov))
     assert np.allclose(found["amortization_gap"], -loss, atol=2e-3)
-    assert (found["verdict"] == "not optimized").all()
-    assert (found["reason"] == "the best Gaussian below the guide").all()
+    assert (found["verdict"] == "no verdict").all()
+    assert (found["reason"] == "the guide is above the best of the family, of which it is no member").all()
+    wider = gaps_of(linear(0.7)[0], "full")
+    assert (wider["verdict"] == "ok").all()
 
 
 def facts(**changes) -> Facts:
@@ -102,9 +150,14 @@ def facts(**changes) -> Facts:
         "above_guide": (0.3, 0.01),
         "shortfall": (0.0, 0.01),
     } | changes
-    made = {name: tuple(np.array([v]) for v in pair) for name, pair in pairs.items() if name in Facts._fields}
+    made = {name: tuple(np.array([v]) for v in pair) for name, pair in pairs.items() if type(pair) is tuple}
     converged = np.array([pairs.get("converged", True)])
-    return Facts(**made, has_converged=converged, sandwich=np.array([pairs.get("said", "closed")]))
+    return Facts(
+        **made,
+        is_member=pairs.get("is_member", True),
+        has_converged=converged,
+        sandwich=np.array([pairs.get("said", "closed")]),
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,6 +167,8 @@ def facts(**changes) -> Facts:
         ({"above_diagonal": (-0.07, 0.01)}, "ok", ""),  # within the tolerance and 3 standard errors
         ({"above_diagonal": (-0.09, 0.01)}, "not optimized", "full Gaussian below"),
         ({"above_guide": (-0.09, 0.01)}, "not optimized", "below the guide"),
+        ({"above_guide": (-0.09, 0.01), "is_member": False}, "no verdict", "no member"),
+        ({"is_member": False}, "ok", ""),
         ({"shortfall": (0.09, 0.01)}, "not optimized", "too few draws"),
         ({"shortfall": (0.0, 0.06)}, "not optimized", "too few draws"),
         ({"converged": False}, "not optimized", "did not converge"),
@@ -154,6 +209,8 @@ def test_log_evidence_comes_from_the_best_source_there_is(monkeypatch, target, m
     asked = []
 
     def note(target, methods, **options):
+        if methods == ["exact"] and method != "exact":
+            raise ValueError("log p(x, z) is not quadratic")
         asked.extend(methods)
         return grid_evidence(bent_target(target.num_data))
 
@@ -161,6 +218,54 @@ def test_log_evidence_comes_from_the_best_source_there_is(monkeypatch, target, m
     monkeypatch.setattr(truth, "MOST_GRID", most_grid)
     gaps_of(target())
     assert asked == [method]
+
+
+def kinked_target() -> Target:
+    """Cauchy noise on a product of latents: ridges that a grid resolves to a hundredth of a nat at best."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            mean = torch.stack([3 * z[..., 0] * z[..., 1], z.sum(-1)], -1)
+            pyro.sample("x", dist.StudentT(1.0, mean, 0.3).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0 * x, 0.8).to_event(1))
+
+    return Target(model, guide, torch.tensor([[2.3, -0.4], [0.6, 0.9]], dtype=F64))
+
+
+def test_a_grid_that_misses_its_tolerance_may_be_good_enough_and_keeps_its_error():
+    target = kinked_target()
+    fine, coarse = (
+        log_evidence(target, "quadrature", tolerance=1e-5, **o) for o in ({}, {"max_error": 0.05})
+    )
+    assert not fine.is_reliable.any()
+    assert coarse.is_reliable.all()
+    assert (coarse.reason == "") != (fine.reason == "")
+    assert np.array_equal(coarse.value, fine.value)
+    assert np.array_equal(coarse.std_error, fine.std_error)
+    assert (coarse.std_error > 1e-5).all()
+
+
+def test_where_the_grid_is_too_coarse_annealing_stands_in(monkeypatch):
+    asked = []
+
+    def note(target, methods, **options):
+        asked.append((tuple(methods), options.get("options")))
+        if methods == ["exact"]:
+            raise ValueError("log p(x, z) is not quadratic")
+        tree = grid_evidence(target)
+        if len(methods) == 1:
+            tree["sandwich"]["truth"][0] = np.nan
+        return tree
+
+    monkeypatch.setattr(truth, "evidence_table", note)
+    found = gaps_of(bent_target(3), tolerance=0.04)
+    good = {"quadrature": {"max_error": 0.04}}
+    assert asked == [(("exact",), None), (("quadrature",), good), (("quadrature", "bidirectional"), good)]
+    assert np.isfinite(found["log_evidence"]).all()
 
 
 @pytest.mark.slow

@@ -122,6 +122,13 @@ def test_hadamard_is_nan_without_a_precision():
     assert hadamard_gap(torch.tensor([[[1.0, 2.0], [2.0, 1.0]]])).isnan().all()
 
 
+def test_hadamard_is_never_below_zero():
+    generator = torch.Generator().manual_seed(0)
+    precision = torch.diag_embed(torch.rand(1000, 7, generator=generator, dtype=F64) * 1e3)
+    assert (hadamard_gap(precision) >= 0).all()
+    assert (hadamard_gap(precision.float()) >= 0).all()
+
+
 def banana(rows):
     """Rosenbrock's valley, a bend in it for every row, with its maximum 0 at (1, 1)."""
     bend = torch.tensor([1.0, 10.0, 50.0, 100.0], dtype=F64)[rows]

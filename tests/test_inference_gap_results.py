@@ -115,6 +115,51 @@ def test_sentences_name_the_cause_and_the_cure(tree, told, not_told):
     assert not_told not in text
 
 
+def test_a_full_covariance_that_wins_all_leaves_nothing_to_a_flow():
+    text = said(made(2.0, 0.2, full=1.98))
+    assert text.endswith("could not win these 2 nats; a full-covariance guide could.")
+
+
+def test_what_is_below_the_floor_of_advice_is_no_cause_to_change():
+    text = said(made(0.001, 0.02))
+    assert "That is not surely above 0.1 nats, below which no change is advised." in text
+    assert "could win" not in text
+
+
+def test_two_parts_that_are_worth_a_change_only_together_have_no_known_cause():
+    assert "Which part is the larger cannot be told" in said(made(0.09, 0.09))
+
+
+def test_the_share_of_the_worst_tenth_is_a_share():
+    """Planted: gaps below zero, which are noise, made the share of the others more than all."""
+    gaps = np.full(40, -0.2)
+    gaps[:14] = 3.0
+    tree = made(0.0, 0.0, amortization_gap=gaps, inference_gap=gaps)
+    assert "29 % of it by the worst tenth" in said(tree)
+
+
+def test_what_refused_data_lose_is_theirs_alone():
+    """Planted: data that were not optimized, in which the best Gaussian seems to lie far below the guide."""
+    tree = refused(made(0.2, 2.0), 3, "no verdict", "log p(x) is not known")
+    gaps = tree["gaps"].to_dataset()
+    gaps["verdict"][3:6] = "not optimized"
+    gaps["elbo_full"][3:6] -= 50
+    gaps["elbo_full"][:3] = gaps["elbo"][:3] + np.array([1.9, 2.0, 2.1])
+    tree["gaps"].dataset = gaps
+    assert "where the best full Gaussian lies 2.000 ± 0.058 nats above the guide" in said(tree)
+
+
+def test_gaps_without_error_bar_have_no_cause():
+    tree = made(
+        0.2,
+        2.0,
+        num_data=1,
+        **{f"{name}_gap_std_error": np.zeros(1) for name in ("inference", "amortization")},
+    )
+    assert "No verdict on the cause: the gaps have no error bar." in said(tree)
+    assert "nothing to change" not in said(tree)
+
+
 def test_sentences_count_what_is_left_out():
     text = said(refused(made(0.2, 2.0), 3, "no verdict", "log p(x) is not known"))
     assert "on average over 37 of 40 data" in text

@@ -164,10 +164,71 @@ def test_single_precision():
 def test_one_bad_datum_leaves_the_others_alone():
     constant = torch.tensor([0.0, math.nan, math.inf, 0.0], dtype=F64)
     result = integrate(lambda z: -0.5 * z[..., 0].square() + constant, *box(4, 1))
+    assert result.bad_point[:, 0].isnan().tolist() == [True, False, False, True]
     assert result.is_converged.tolist() == [True, False, False, True]
     assert result.log_integral.isnan().tolist() == [False, True, True, False]
     assert (result.error[1:3] == math.inf).all()
-    assert covers(quadrature.Quadrature(*(field[[0, 3]] for field in result[:3]), 0), LOG_ROOT)
+    assert covers(quadrature.Quadrature(*(field[[0, 3]] for field in result[:4]), 0), LOG_ROOT)
+
+
+@pytest.mark.parametrize(("end", "tolerance"), [(8.0, 1e-6), (5.0, 1e-2)])
+def test_nan_counts_as_nothing_where_the_density_has_come_to_nothing(end, tolerance):
+    log_density = lambda z: (-0.5 * z.square()).masked_fill(z > end, math.nan).sum(-1)  # noqa: E731
+    for dim in (1, 2):
+        result = integrate(log_density, *box(1, dim, 10.0), tolerance=tolerance)
+        assert result.is_converged.all()
+        assert covers(result, dim * LOG_ROOT)
+        assert result.bad_point.isnan().all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("dim", [1, 2])
+def test_nan_or_infinity_where_it_matters_gives_no_value_but_a_place(dim, bad):
+    """NaN from 1 on, in the first of two data; the planted bug, NaN as nothing, would give a smaller integral."""
+    end = torch.tensor([1.0, math.inf], dtype=F64)
+    log_density = lambda z: (-0.5 * z.square().sum(-1)).masked_fill(z[..., 0] > end, bad)  # noqa: E731
+    result = integrate(log_density, *box(2, dim), tolerance=1e-2)
+    assert result.is_converged.tolist() == [False, True]
+    assert result.log_integral.isnan().tolist() == [True, False]
+    assert result.error[0] == math.inf
+    if math.isnan(bad):
+        assert result.bad_point[0, 0].item() == pytest.approx(1.0, abs=0.1)
+
+
+def test_a_box_whose_ends_two_grids_see_differently_is_found(monkeypatch):
+    """A narrow ridge, aslant: some grids see it, some do not. The planted bug: to shrink without end."""
+
+    def log_density(z: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        wide = -0.5 * z.square().sum(-1)
+        end = 8.0 if len(calls) % 2 else 4.0  # as two grids might see it
+        return wide.masked_fill(z.abs().amax(-1) > end, -math.inf)
+
+    for shrinks, is_found in ((quadrature.SHRINKS, True), (quadrature.MAX_ZOOMS, False)):
+        calls: list[int] = []
+        monkeypatch.setattr(quadrature, "SHRINKS", shrinks)
+        assert quadrature._find_box(log_density, *box(1, 1, 2.0)).is_found.all() == is_found
+
+
+def overflowing(z: torch.Tensor) -> torch.Tensor:
+    """Two normal latents, u and a, and a Poisson count of 3 of rate exp(a exp(u)), which overflows in float32."""
+    u, a = z.float().unbind(-1)
+    rate = (a * u.exp()).exp()
+    return (-0.5 * (u.square() + a.square()) + torch.xlogy(torch.tensor(3.0), rate) - rate).double()
+
+
+def test_a_rate_that_overflows_in_the_tail(monkeypatch):
+    """The planted bug: parabolas at the foot of the wall of such a rate, which rise far above the density."""
+    assert overflowing(torch.tensor([[[6.0, 6.0]]])).isnan().all()
+    axis = torch.linspace(-10.0, 10.0, 1001, dtype=F64)
+    truth = overflowing(torch.cartesian_prod(axis, axis)).nan_to_num(nan=-math.inf).logsumexp(
+        0
+    ) + 2 * math.log(0.02)
+    result = integrate(overflowing, *box(1, 2), tolerance=1e-3)
+    assert result.is_converged.all()
+    assert (result.log_integral - truth).abs() < 1e-3
+    monkeypatch.setattr(quadrature, "ALIKE", math.inf)
+    assert not integrate(overflowing, *box(1, 2), tolerance=1e-3).is_converged.any()
 
 
 def test_what_has_no_integral_does_not_converge():

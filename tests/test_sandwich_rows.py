@@ -63,7 +63,7 @@ def test_sentences_on_a_sandwich_that_closed_for_some() -> None:
     )
     assert said[1] == "log p(x) is -2.970 ± 0.043 nats per datum on average over 1 of 2 data (sandwich)."
     assert "The ELBO lies about 2.030 ± 0.044 nats per datum below log p(x)" in said[-3]
-    assert said[-3].endswith("(sandwich - ELBO over 1 data; there is none for 1).")
+    assert said[-3].endswith("(sandwich - ELBO over 1 datum; there is none for 1).")
 
 
 def test_sentences_on_a_sandwich_that_closed_for_none() -> None:
@@ -74,7 +74,7 @@ def test_sentences_on_a_sandwich_that_closed_for_none() -> None:
     )
     assert said[1].startswith("AIS puts log p(x) at")
     refused = verdict_sentences(sandwich_tree(*ends([NAN])))
-    assert refused[0] == "The sandwich closes for none of 1 data (tolerance 0.1); 1 datum has no verdict."
+    assert refused[0] == "The sandwich closes for none of 1 datum (tolerance 0.1); 1 datum has no verdict."
 
 
 def test_sentences_name_the_cheapest_that_is_near_and_the_furthest() -> None:
@@ -109,4 +109,4 @@ def test_one_datum_with_an_exact_value_has_no_error_bar() -> None:
     said = verdict_sentences(
         sandwich_tree(estimate("exact", [-3.0], std_error=np.zeros(1), direction="exact"))
     )
-    assert said == ["log p(x) is -3.0000 nats per datum on average over 1 of 1 data (exact value)."]
+    assert said == ["log p(x) is -3.0000 nats per datum on average over 1 of 1 datum (exact value)."]

@@ -8,7 +8,8 @@ import xarray as xr
 from report_trees import report_tree
 from trees import THREE, all_groups, comparison_tree, estimate, evidence_tree
 
-from pyrovae.results import build_tree, group
+from pyrovae.results import build_tree, evidence_group, group
+from pyrovae.results.sandwich import sandwich_group, with_bias
 from pyrovae.results.verdicts import findings, verdict_sentences
 
 NAN = float("nan")
@@ -57,7 +58,14 @@ def test_the_reference_sentence() -> None:
     said = verdict_sentences(comparison_tree(["ok", "ok", "no verdict"], THREE))[0]
     assert said == (
         "The reference posterior converged for 2 of 3 data (largest R-hat 1.2, smallest bulk ESS 400 over all); "
-        "1 datum has no verdict because the reference did not converge (R-hat above 1.01: 1)."
+        "1 datum has no verdict (R-hat above 1.01: 1)."
+    )
+
+
+def test_a_reference_that_was_never_drawn_did_not_fail_to_converge() -> None:
+    words = {"verdict": np.full(2, "no verdict"), "reason": np.full(2, "reference skipped: no time was left")}
+    assert verdict_sentences(build_tree({"diagnostics": group("diagnostics", words)}))[0] == (
+        "No reference posterior was drawn for any datum (reference skipped: no time was left: 2)."
     )
 
 
@@ -88,7 +96,6 @@ def test_sentences_refuse_where_nothing_was_measured() -> None:
     [
         ("lower", 2.0, "The ELBO lies at least 2.000 ± 0.010 nats per datum below log p(x)"),
         ("upper", 2.0, "The ELBO lies at most 2.000 ± 0.010 nats per datum below log p(x)"),
-        ("none", 2.0, "The ELBO lies about 2.000 ± 0.010 nats per datum below log p(x)"),
         ("exact", 2.0, "The ELBO lies 2.000 ± 0.010 nats per datum below log p(x)"),
         ("lower", 0.02, "No gap between the ELBO and log p(x) was found: 0.020 ± 0.010 nats per datum"),
         ("upper", 0.02, "The ELBO lies at most 0.020 ± 0.010 nats per datum below log p(x)"),
@@ -99,6 +106,11 @@ def test_the_gap_is_told_by_its_direction(direction: str, value: float, said: st
     other = estimate("iwae", [value, 1.0 + value], direction=direction)
     sentences = verdict_sentences(evidence_tree(elbo, other))
     assert sentences[-1] == f"{said} (IWAE - ELBO over 2 data)."
+
+
+def test_what_bounds_nothing_says_nothing_of_the_gap() -> None:
+    tree = evidence_tree(estimate("elbo", [0.0, 1.0]), estimate("iwae", [2.0, 3.0], direction="none"))
+    assert not [sentence for sentence in verdict_sentences(tree) if "The ELBO lies" in sentence]
 
 
 def test_doubts_about_evidence_are_told_with_their_reason() -> None:
@@ -146,3 +158,26 @@ def test_a_sentence_on_what_is_not_there_names_no_group() -> None:
     assert [finding.group for finding in findings(xr.DataTree())] == [""]
     gaps = {"gaps": report_tree()["gaps"].to_dataset()}
     assert all(finding.group == "gaps" for finding in findings(build_tree(gaps)))
+
+
+def test_what_is_no_more_than_chance_or_of_no_weight_is_not_called_furthest_off() -> None:
+    truth = estimate("exact", [0.0, 1.0], direction="exact", std_error=np.zeros(2))
+    for bias, is_told in ((0.001, False), (0.02, False), (0.5, True)):
+        error = 0.0001 if bias < 0.01 else 0.01
+        rest = estimate("iwae", [0.0, 1.0], budget=10)
+        far = estimate("psis", [bias, 1.0 + bias], budget=10, std_error=np.full(2, error))
+        table = [truth, rest, far]
+        sandwich = sandwich_group(table, 0.1)
+        tree = build_tree({"evidence": with_bias(evidence_group(table), sandwich), "sandwich": sandwich})
+        assert any(s.startswith("The furthest off") for s in verdict_sentences(tree)) == is_told
+
+
+def test_one_datum_is_told_as_one_with_its_noise() -> None:
+    truth = estimate("exact", [0.0], direction="exact", std_error=np.zeros(1))
+    table = [truth, estimate("iwae", [0.02], budget=10)]
+    sandwich = sandwich_group(table, 0.1)
+    tree = build_tree({"evidence": with_bias(evidence_group(table), sandwich), "sandwich": sandwich})
+    said = " ".join(verdict_sentences(tree))
+    assert "1 of 1 datum" in said
+    assert "IWAE with 10 draws, off by 0.020 ± 0.010 nats for 1 datum, its Monte Carlo error included" in said
+    assert "1 data" not in said

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
 import torch
@@ -11,14 +12,19 @@ from torch import Tensor
 from pyrovae import results
 from pyrovae.diagnostics.reference import latent_names
 from pyrovae.results import Evidence
+from pyrovae.results.sandwich import truth_direction
 from pyrovae.seeding import block_seed, seeded
 from pyrovae.target import Target
 
-__all__ = ["ACTIVE", "decompose"]
+__all__ = ["ACTIVE", "decompose", "with_truth"]
 
 MAX_ROWS = 1 << 14  # (draw, datum) pairs that the model or the guide sees at once
 MAX_PAIRS = 1 << 22  # coordinates of (draw, datum) pairs that are scored at once
-ACTIVE = 0.01  # variance over data of the guide's mean above which a unit is active (Burda et al. 2016)
+ACTIVE = 0.01
+"""Variance over data of the guide's mean, in prior variances, above which a unit is active (Burda et al. 2016)."""
+_OF_EVIDENCE: Final = ("log_evidence", "kl_posterior")
+# Noise pushes a variance that is near 0 up, and moments of finitely many draws bend a KL.
+_SIDES: Final = {"mean_variance": "upper", "kl_per_latent": "none"}
 
 
 def decompose(
@@ -36,7 +42,8 @@ def decompose(
     ELBO = E_q[log p(x | z)] - KL(q || prior) = log p(x) - KL(q || posterior).
 
     The first form holds draw by draw. The second needs an estimate of log p(x): `kl_posterior` = `log_evidence` -
-    `elbo`, and has that estimate's direction of bias.
+    `elbo`, and has that estimate's direction of bias. Where that estimate has no error bar to be trusted, neither has
+    the KL: it is NaN. `with_truth` puts a better log p(x) in its place.
 
     On average over the N data of the target (Hoffman and Johnson 2016), with q(z) = 1/N sum_n q(z | x_n):
 
@@ -47,9 +54,11 @@ def decompose(
     smaller), so the target should hold the whole data set. Both estimates are unbiased. They are left out where the
     guide cannot score.
 
-    A unit is active if the variance over data of its guide mean exceeds 0.01 (Burda, Grosse and Salakhutdinov 2016);
-    the Monte Carlo variance of those means is taken off first. `kl_per_latent` is that of Gaussians with the moments
-    of guide and prior draws: up to noise, exact for a diagonal Gaussian guide and prior.
+    `mean_variance` is the variance over data of a unit's guide mean, less the Monte Carlo variance of those means, in
+    variances of the unit's prior. A unit is active where that exceeds 0.01 (Burda, Grosse and Salakhutdinov 2016, for a
+    standard normal prior): `is_active` is the one rule of what a collapsed unit is, for any scale of z. One datum has
+    no variance: both are left out. `kl_per_latent` is that of Gaussians with the moments of guide and prior draws: up
+    to noise, exact for a diagonal Gaussian guide and prior.
 
     Args:
         target: the model, guide and data.
@@ -62,7 +71,8 @@ def decompose(
         DataTree with `decomposition`, in nats: per datum `elbo`, `reconstruction`, `kl_prior`, `entropy` and, with
         evidence, `log_evidence` and `kl_posterior`; per latent `kl_per_latent`, `mean_variance`, `is_active`; and of
         the whole set `mean_kl_prior`, `mutual_information`, `marginal_kl`, `log_num_data`. Estimates have a
-        `_std_error` beside them.
+        `_std_error` beside them, and all have an attribute `direction`. The attribute `log_evidence_by` of the group
+        names the method behind `log_evidence`.
 
     Raises:
         ValueError: fewer than 2 samples, or evidence of other data.
@@ -93,12 +103,34 @@ def decompose(
     }
     if target.can_score_guide:
         variables |= _aggregate(target, min(num_aggregate, target.num_data), seed)
-    attrs = {"num_samples": num_samples, "num_aggregate": min(num_aggregate, target.num_data), "seed": seed}
+    by = {} if evidence is None else {"log_evidence_by": evidence.method}
+    num_aggregate = min(num_aggregate, target.num_data)
+    attrs = {"num_samples": num_samples, "num_aggregate": num_aggregate, "seed": seed, **by}
     made = results.group("decomposition", _with_dims(variables), attrs, latent=latent_names(target))
+    sides = _SIDES | dict.fromkeys(_OF_EVIDENCE, "exact" if evidence is None else evidence.direction)
     for name, array in made.data_vars.items():
-        of_evidence = evidence is not None and name in ("log_evidence", "kl_posterior")
-        array.attrs["direction"] = evidence.direction if of_evidence and evidence else "exact"
+        array.attrs["direction"] = sides.get(str(name), "exact")
     return results.build_tree({"decomposition": made})
+
+
+def with_truth(terms: xr.Dataset, sandwich: xr.Dataset) -> xr.Dataset:
+    """The group `decomposition` with `log_evidence` and `kl_posterior` by the truth of a group `sandwich`.
+
+    NaN for the data whose log p(x) is not known. An estimate of log p(x) that was there before is forgotten.
+
+    >>> datum = {"datum": [0, 1]}
+    >>> terms = xr.Dataset({"elbo": ("datum", [-5.0, -6.0]), "elbo_std_error": ("datum", [0.1, 0.1])}, datum)
+    >>> truth = {"truth": [-4.0, np.nan], "truth_std_error": [0.0, np.nan], "source": ["exact", ""]}
+    >>> sandwich = xr.Dataset({name: ("datum", values) for name, values in truth.items()}, datum)
+    >>> with_truth(terms, sandwich)["kl_posterior"].values
+    array([ 1., nan])
+    """
+    drawn = {name: terms[name].values for name in ("elbo", "elbo_std_error")}
+    found = _minus_elbo(drawn, sandwich["truth"].values, sandwich["truth_std_error"].values)
+    made = terms.assign({name: ("datum", value) for name, value in found.items()})
+    for name in found:
+        made[name].attrs["direction"] = truth_direction(sandwich) if name in _OF_EVIDENCE else "exact"
+    return made.assign_attrs(log_evidence_by="truth")
 
 
 def _check(target: Target, evidence: Evidence | None, num_samples: int, num_aggregate: int) -> None:
@@ -134,11 +166,20 @@ def _block(target: Target, num_samples: int, seed: int) -> dict[str, np.ndarray]
 def _second_form(terms: Mapping[str, np.ndarray], evidence: Evidence | None) -> dict[str, np.ndarray]:
     if evidence is None:
         return {}
+    error = np.where(evidence.is_reliable, evidence.std_error, np.nan)
+    return _minus_elbo(terms, evidence.value, error)
+
+
+def _minus_elbo(
+    terms: Mapping[str, np.ndarray], value: np.ndarray, std_error: np.ndarray
+) -> dict[str, np.ndarray]:
+    with np.errstate(invalid="ignore"):  # both may be infinite
+        kl = value - terms["elbo"]
     return {
-        "log_evidence": evidence.value,
-        "log_evidence_std_error": evidence.std_error,
-        "kl_posterior": evidence.value - terms["elbo"],
-        "kl_posterior_std_error": np.hypot(evidence.std_error, terms["elbo_std_error"]),
+        "log_evidence": value,
+        "log_evidence_std_error": std_error,
+        "kl_posterior": kl,
+        "kl_posterior_std_error": np.hypot(std_error, terms["elbo_std_error"]),
     }
 
 
@@ -150,15 +191,13 @@ def _per_latent(
     num_draws = max(2, MAX_ROWS // some.num_data)
     with seeded(block_seed(seed, 1)):
         prior = _numpy(some.sample_prior(num_draws).double()).reshape(-1, target.dim)
-    ratio = variance / prior.var(0, ddof=1)
-    shift = (mean - prior.mean(0)) ** 2 / prior.var(0, ddof=1)
-    spread = mean.var(0, ddof=1) if len(mean) > 1 else np.zeros(target.dim)
-    spread = np.maximum(spread - variance.mean(0) / num_samples, 0.0)
-    return {
-        "kl_per_latent": 0.5 * (ratio + shift - 1 - np.log(ratio)).mean(0),
-        "mean_variance": spread,
-        "is_active": spread > ACTIVE,
-    }
+    prior_variance = prior.var(0, ddof=1)
+    ratio, shift = variance / prior_variance, (mean - prior.mean(0)) ** 2 / prior_variance
+    found = {"kl_per_latent": 0.5 * (ratio + shift - 1 - np.log(ratio)).mean(0)}
+    if len(mean) == 1:
+        return found
+    spread = np.maximum(mean.var(0, ddof=1) - variance.mean(0) / num_samples, 0.0) / prior_variance
+    return {**found, "mean_variance": spread, "is_active": spread > ACTIVE}
 
 
 def _aggregate(target: Target, num_aggregate: int, seed: int) -> dict[str, np.ndarray]:
@@ -174,10 +213,13 @@ def _aggregate(target: Target, num_aggregate: int, seed: int) -> dict[str, np.nd
         "marginal_kl": log_mixture - prior,
     }
     found = {name: np.array(part.mean()) for name, part in parts.items()}
-    errors = {
-        f"{name}_std_error": np.array(part.std(ddof=1) / math.sqrt(len(part))) for name, part in parts.items()
-    }
+    errors = {f"{name}_std_error": np.array(_error_of_mean(part)) for name, part in parts.items()}
     return {**found, **errors, "log_num_data": np.array(math.log(target.num_data))}
+
+
+def _error_of_mean(values: np.ndarray) -> float:
+    """One value has no spread."""
+    return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 def _log_mixture(target: Target, z: Tensor) -> np.ndarray:

@@ -79,6 +79,7 @@ def evidence_table(
     True
     """
     start = time.perf_counter()
+    evidence.check_target(target)
     names = _expanded(methods)
     own = _own_options(names, options or {})
     counts = _budgets(num_samples), _budgets(num_temperatures)

@@ -158,6 +158,7 @@ def hadamard_gap(precision: Float[Tensor, "n d d"]) -> Float[Tensor, " n"]:
     factor, failed = torch.linalg.cholesky_ex(precision.double())
     diagonal = precision.double().diagonal(dim1=-2, dim2=-1)
     value = 0.5 * diagonal.clamp(min=0.0).log().sum(-1) - _log_det(factor)
+    value = value.clamp(min=0.0)  # rounding may leave it just below
     return torch.where(failed == 0, value, torch.nan).to(precision)
 
 

@@ -17,8 +17,10 @@ DEPTH = 45.0  # nats below the maximum at which the density is cut off
 ZOOM_CELLS = {1: 64, 2: 32}  # per axis, of the grid that finds the box
 FIRST_CELLS = {1: 16, 2: 8}  # per axis, of the first grid of the trapezoid rule
 MAX_ZOOMS = 60
+SHRINKS = 20  # zooms that may shrink a box: where grids see different ends, it would shrink and grow for ever
 SETTLED = 0.8  # a box that would not shrink below this part of its width stays
 SAFETY = 2.0  # factor on the error at kinks
+ALIKE = 4.0  # most that the bends of one parabola differ by at neighbouring points
 ROUNDING = 32.0  # units of rounding that every value may be wrong by
 
 
@@ -26,11 +28,13 @@ class Quadrature(NamedTuple):
     """Log integrals of N densities; float64."""
 
     log_integral: Float[Tensor, " n"]
-    """NaN where the density was NaN or +inf somewhere."""
+    """NaN where `bad_point` is not."""
     error: Float[Tensor, " n"]
-    """In nats, by the changes when the grid was made twice as fine; +inf where there is no value."""
+    """In nats, by the changes when the grid was made twice as fine; +inf where there is no value, or no box."""
     is_converged: Bool[Tensor, " n"]
     """The box was found, and `error` is within the tolerance."""
+    bad_point: Float[Tensor, "n d"]
+    """Where the density is +inf, or NaN at the next point of the grid, and that matters; NaN where it is nowhere."""
     num_evaluations: int
     """Of each datum's density."""
 
@@ -39,9 +43,23 @@ class _Box(NamedTuple):
     low: Float[Tensor, "n d"]
     high: Float[Tensor, "n d"]
     is_found: Bool[Tensor, " n"]
-    is_bad: Bool[Tensor, " n"]
-    """The density was NaN or +inf."""
+    bad_point: Float[Tensor, "n d"]
+    """Where the density was +inf, or any point if it was NaN or nothing all over; NaN where it was neither."""
     num_evaluations: int
+
+    @property
+    def is_bad(self) -> Bool[Tensor, " n"]:
+        return ~self.bad_point.isnan().any(-1)
+
+
+class _Sum(NamedTuple):
+    """The trapezoid rule on one grid."""
+
+    log_integral: Float[Tensor, " n"]
+    hidden: Float[Tensor, " n"]
+    """What NaN may hide: the highest density beside it times the volume of the box, as a share of the integral."""
+    bad_point: Float[Tensor, "n d"]
+    """Where that density is, or +inf."""
 
 
 def integrate(
@@ -60,6 +78,10 @@ def integrate(
     number of points, and the last change is far more than the error left. At kinks it falls like the square of the
     spacing, and changes of either sign come by chance: there three changes count, and `error` is twice what they
     allow. At jumps, as of a bounded support, it is no guide. In float32 rounding adds an error that no change shows.
+
+    Where the density is NaN, as where a rate overflows, it counts as nothing, provided that it has come to nothing
+    before: the highest density at a point of the grid beside NaN, if it went on over the whole box, must add no more
+    than `tolerance`; it adds to `error`. Where it is more, or the density +inf, there is no value, and `bad_point`.
 
     A mode that the first grids pass over is missed: the first box should hold all of them, with little around. What
     one datum gets does not depend on the others.
@@ -90,36 +112,39 @@ def integrate(
 
 def _find_box(log_density: GridDensity, low: Tensor, high: Tensor) -> _Box:
     none = torch.zeros(len(low), dtype=torch.bool, device=low.device)
-    box = _Box(low, high, none, none, 0)
+    box = _Box(low, high, none, torch.full_like(low, math.nan), 0)
     # One look at the device a zoom, which evaluates a thousand points per datum.
-    for _ in range(MAX_ZOOMS):
+    for count in range(MAX_ZOOMS):
         if bool((box.is_found | box.is_bad).all()):
             break
-        box = _zoom(log_density, box)
+        box = _zoom(log_density, box, max(ZOOM_CELLS.values()) if count < SHRINKS else 0)
     return box
 
 
-def _zoom(log_density: GridDensity, box: _Box) -> _Box:
-    """Move every side of the box to where the density ends, or outwards if it does not end inside."""
+def _zoom(log_density: GridDensity, box: _Box, inwards: int) -> _Box:
+    """Move every side of the box to where the density ends, at most that many cells inwards, or else outwards."""
     dim = box.low.shape[-1]
     cells = ZOOM_CELLS[dim]
     index = _grid(cells, dim, box.low.device)
     value = torch.cat([v for _, v in _evaluate(log_density, box, index, cells)])
-    is_bad = (value.isnan() | (value == math.inf)).any(0)
     height = _height(value.reshape(*[cells + 1] * dim, -1))
-    is_kept = height >= height.flatten(0, -2).amax(0) - DEPTH
+    top = height.flatten(0, -2).amax(0)
+    is_bad = (value == math.inf).any(0) | (value.isnan().any(0) & (top == -math.inf))
+    is_kept = height >= top - DEPTH
     sides = [_side(is_kept.any(1 - axis) if dim == 2 else is_kept, cells) for axis in range(dim)]
     first, last = (torch.stack(side, -1).to(box.low) for side in zip(*sides, strict=True))
+    first, last = first.clamp(max=inwards), last.clamp(min=cells - inwards)
     cell = (box.high - box.low) / cells
     low, high = box.low + first * cell, box.low + last * cell
     is_inside = ((first >= 0) & (last <= cells)).all(-1)
     is_found = is_inside & (high - low >= SETTLED * (box.high - box.low)).all(-1)
     stays = (box.is_found | box.is_bad | is_bad).unsqueeze(-1)
+    at = box.low + index[value.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf).argmax(0)] * cell
     return _Box(
         torch.where(stays, box.low, low),
         torch.where(stays, box.high, high),
-        box.is_found | (is_found & ~is_bad),
-        box.is_bad | (is_bad & ~box.is_found),
+        box.is_found | (is_found & ~is_bad & ~box.is_bad),
+        torch.where((is_bad & ~box.is_found & ~box.is_bad).unsqueeze(-1), at, box.bad_point),
         box.num_evaluations + len(index),
     )
 
@@ -133,14 +158,25 @@ def _height(value: Float[Tensor, "*grid n"]) -> Float[Tensor, "*grid n"]:
     height = value.nan_to_num(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
     raised = height
     for axis in range(value.ndim - 1):
-        inner = height.narrow(axis, 1, height.shape[axis] - 2)
-        left = height.narrow(axis, 0, inner.shape[axis])
-        right = height.narrow(axis, 2, inner.shape[axis])
-        bend = 2 * inner - left - right
-        is_peak = (inner >= left) & (inner >= right) & (bend > 0) & bend.isfinite()
-        gain = torch.where(is_peak, (right - left).square() / (8 * bend), 0.0)
-        raised = raised + torch.nn.functional.pad(gain.movedim(axis, -1), (1, 1)).movedim(-1, axis)
+        raised = raised + _gain(height.movedim(axis, -1)).movedim(-1, axis)
     return raised
+
+
+def _gain(height: Float[Tensor, "*b k"]) -> Float[Tensor, "*b k"]:
+    """How far parabolas along the last axis rise above the maxima, where they are the shape of the density.
+
+    They are if its bend is about the same a point further on one side. At the foot of a wall, as where a rate grows
+    exponentially, it is not, and the parabola would rise without limit.
+    """
+    left, inner, right = height[..., :-2], height[..., 1:-1], height[..., 2:]
+    bend = 2 * inner - left - right
+    before, after = (
+        torch.nn.functional.pad(bend, (1, 1), value=math.nan).unfold(-1, 3, 1)[..., ::2].unbind(-1)
+    )
+    is_alike = [(side <= ALIKE * bend) & (bend <= ALIKE * side) for side in (before, after)]
+    is_peak = (inner >= left) & (inner >= right) & (bend > 0) & bend.isfinite() & (is_alike[0] | is_alike[1])
+    gain = torch.where(is_peak, (right - left).square() / (8 * bend), 0.0)
+    return torch.nn.functional.pad(gain, (1, 1))
 
 
 def _side(is_kept: Bool[Tensor, "k n"], cells: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
@@ -153,35 +189,68 @@ def _side(is_kept: Bool[Tensor, "k n"], cells: int) -> tuple[Int[Tensor, " n"], 
 def _refine(log_density: GridDensity, box: _Box, tolerance: float, max_points: int) -> Quadrature:
     """Trapezoid rule on finer and finer grids; a datum keeps the first value that is within the tolerance."""
     dim, cells = box.low.shape[-1], FIRST_CELLS[box.low.shape[-1]]
-    index = _grid(cells, dim, box.low.device)
-    log_sum = torch.full_like(box.low[:, 0], -math.inf, dtype=torch.float64)
-    value, error = log_sum, torch.full_like(log_sum, math.inf)
+    density = torch.empty(0, len(box.low), dtype=torch.float64, device=box.low.device)
+    value = torch.full_like(box.low[:, 0], -math.inf, dtype=torch.float64)
+    error = torch.full_like(value, math.inf)
     changes = [error] * 3
-    is_bad, is_done, num_evaluations = box.is_bad, box.is_bad, box.num_evaluations
-    log_volume = (box.high - box.low).double().log().sum(-1)
+    is_done, bad_point = box.is_bad, box.bad_point
     while cells**dim <= max_points and not bool(is_done.all()):
-        for points, density in _evaluate(log_density, box, index, cells):
-            is_bad = is_bad | (density.isnan() | (density == math.inf)).any(0)
-            # Points on the border count half, in a corner a quarter.
-            halves = ((points == 0) | (points == cells)).sum(-1).double() * math.log(2.0)
-            log_sum = torch.logaddexp(log_sum, (density - halves.unsqueeze(-1)).logsumexp(0))
-        finer = log_sum + log_volume - dim * math.log(cells)
-        rounding = ROUNDING * torch.finfo(torch.float64).eps * (1.0 + finer.abs())
-        changes = [(finer - value).abs(), *changes[:2]]
-        error = torch.where(is_done, error, _error(changes) + rounding)
-        value = torch.where(is_done, value, finer)
-        is_done = is_done | is_bad | (error <= tolerance)
-        num_evaluations += len(index)
+        density = _filled(log_density, box, density, cells)
+        found = _trapezoid(density, box, cells)
+        rounding = ROUNDING * torch.finfo(torch.float64).eps * (1.0 + found.log_integral.abs())
+        changes = [(found.log_integral - value).abs(), *changes[:2]]
+        error = torch.where(is_done, error, _error(changes) + rounding + found.hidden)
+        value = torch.where(is_done, value, found.log_integral)
+        at = torch.where((found.hidden > tolerance).unsqueeze(-1), found.bad_point, math.nan)
+        bad_point = torch.where(is_done.unsqueeze(-1), bad_point, at)
+        is_done = is_done | (found.hidden == math.inf) | (error <= tolerance)
         cells *= 2
-        index = _grid(cells, dim, box.low.device)
-        index = index[(index % 2 == 1).any(-1)]  # the others have been summed
+    is_bad = ~bad_point.isnan().any(-1)
     is_usable = ~is_bad & value.isfinite()
     return Quadrature(
         torch.where(is_bad, math.nan, value),
-        torch.where(is_usable, error, math.inf),
+        torch.where(is_usable & box.is_found, error, math.inf),
         is_usable & box.is_found & (error <= tolerance),
-        num_evaluations,
+        bad_point,
+        box.num_evaluations + len(density),
     )
+
+
+def _filled(
+    log_density: GridDensity, box: _Box, coarse: Float[Tensor, "c n"], cells: int
+) -> Float[Tensor, "k n"]:
+    """The log density on a grid, of which `coarse` has every other point along each axis, or none."""
+    index = _grid(cells, box.low.shape[-1], box.low.device)
+    is_new = (index % 2 == 1).any(-1) | (len(coarse) == 0)
+    density = coarse.new_empty(len(index), coarse.shape[1])
+    density[~is_new] = coarse
+    density[is_new] = torch.cat([values for _, values in _evaluate(log_density, box, index[is_new], cells)])
+    return density
+
+
+def _trapezoid(density: Float[Tensor, "k n"], box: _Box, cells: int) -> _Sum:
+    dim = box.low.shape[-1]
+    index = _grid(cells, dim, box.low.device)
+    log_volume = (box.high - box.low).double().log().sum(-1)
+    # Points on the border count half, in a corner a quarter.
+    halves = ((index == 0) | (index == cells)).sum(-1).double() * math.log(2.0)
+    is_nan = density.isnan()
+    height = density.masked_fill(is_nan, -math.inf)
+    log_mean = (height - halves.unsqueeze(-1)).logsumexp(0) - dim * math.log(cells)
+    beside = height.masked_fill(~_beside(is_nan, dim, cells) & (height != math.inf), -math.inf)
+    highest, place = beside.max(0)
+    is_nothing = (log_mean == -math.inf) & ~is_nan.any(0)
+    otherwise = torch.where(is_nothing, 0.0, math.inf)
+    hidden = torch.where(log_mean.isfinite(), (highest - log_mean).exp(), otherwise)
+    bad_point = box.low + index[place] * (box.high - box.low) / cells
+    return _Sum(log_mean + log_volume, hidden, bad_point)
+
+
+def _beside(is_nan: Bool[Tensor, "k n"], dim: int, cells: int) -> Bool[Tensor, "k n"]:
+    """Whether any point of the grid next to this one, or this one, is NaN."""
+    pool = torch.nn.functional.max_pool1d if dim == 1 else torch.nn.functional.max_pool2d
+    grid = is_nan.T.reshape(-1, 1, *[cells + 1] * dim).float()
+    return (pool(grid, 3, stride=1, padding=1) > 0).reshape(is_nan.shape[1], -1).T
 
 
 def _error(changes: list[Float[Tensor, " n"]]) -> Float[Tensor, " n"]:

@@ -14,12 +14,15 @@ __all__ = [
     "Method",
     "Row",
     "average",
+    "count_data",
     "data_have",
     "estimate_row",
     "largest_budgets",
+    "listed",
     "measured",
     "methods_of",
     "number",
+    "some",
     "with_error",
 ]
 
@@ -140,22 +143,36 @@ def estimate_row(estimate: xr.Dataset, subject: str, quantity: str) -> Row:
 
 
 def with_error(value: float, error: float) -> str:
-    """A value and its error bar, if it has one, both to the second digit of the error.
+    """A value and its error bar, if it has one, both to the second digit of the error; never a zero below zero.
 
     Examples:
         >>> with_error(0.123456, 0.0123), with_error(-3.0, math.nan), with_error(81234.0, 1234.0)
         ('0.123 ± 0.012', '-3.0000', '81200 ± 1200')
+        >>> with_error(-1e-9, 1e-9), with_error(1.0, math.inf)
+        ('0.000000 ± 0.000000', '1.0000 ± inf')
     """
     if math.isnan(error):
-        return f"{value:.4f}"
-    digits = 1 - math.floor(math.log10(error)) if error > 0 else 4
+        return f"{value:z.4f}"
+    digits = 1 - math.floor(math.log10(error)) if 0 < error < math.inf else 4
     shown = min(max(digits, 0), 6)
-    return f"{round(value, min(digits, 6)):.{shown}f} ± {round(error, min(digits, 6)):.{shown}f}"
+    return f"{round(value, min(digits, 6)):z.{shown}f} ± {round(error, min(digits, 6)):.{shown}f}"
 
 
 def number(row: Row) -> str:
     """The value of a row and its error bar, as `with_error` writes them."""
     return with_error(row.value, row.std_error)
+
+
+def count_data(count: int, total: int | None = None) -> str:
+    """So many data, or so many of all.
+
+    Examples:
+        >>> count_data(1), count_data(2), count_data(1, 40), count_data(1, 1)
+        ('1 datum', '2 data', '1 of 40 data', '1 of 1 datum')
+    """
+    if total is None:
+        return f"{count} {'datum' if count == 1 else 'data'}"
+    return f"{count} of {count_data(total)}"
 
 
 def data_have(count: int) -> str:
@@ -165,4 +182,24 @@ def data_have(count: int) -> str:
         >>> data_have(1), data_have(2)
         ('1 datum has', '2 data have')
     """
-    return "1 datum has" if count == 1 else f"{count} data have"
+    return f"{count_data(count)} {'has' if count == 1 else 'have'}"
+
+
+def some(count: int, noun: str) -> str:
+    """So many of what a regular noun names.
+
+    Examples:
+        >>> some(1, "latent"), some(3, "latent")
+        ('1 latent', '3 latents')
+    """
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words with commas and an "and" between.
+
+    Examples:
+        >>> listed(["a"]), listed(["a", "b", "c"])
+        ('a', 'a, b and c')
+    """
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

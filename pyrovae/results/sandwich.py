@@ -13,7 +13,15 @@ from pyrovae.results.groups import Evidence, evidence_labels, group
 from pyrovae.results.rows import NATS, Row, average, estimate_row, measured, methods_of
 from pyrovae.results.schema import SOURCES, check
 
-__all__ = ["evidence_summary", "half_gap", "sandwich_group", "sandwich_rows", "truth_name", "with_bias"]
+__all__ = [
+    "evidence_summary",
+    "half_gap",
+    "sandwich_group",
+    "sandwich_rows",
+    "truth_direction",
+    "truth_name",
+    "with_bias",
+]
 
 _KNOWN: Final = ("exact", "quadrature")
 _PAIR: Final = ("ais", "ais-reverse")
@@ -263,7 +271,7 @@ def sandwich_rows(tree: xr.DataTree) -> Iterator[Row]:
         value, error, count = average(known["truth"].values, known["truth_std_error"].values)
         error = math.hypot(error, float(half_gap(known).sum()) / max(count, 1))
         name, refused = truth_name(known), known.sizes["datum"] - count
-        side = "none" if "sandwich" in name else "exact"
+        side = truth_direction(known)
         yield Row("truth", f"log p(x), {name}", value, error, NATS, side, count, refused)
 
 
@@ -277,3 +285,13 @@ def truth_name(sandwich: xr.Dataset) -> str:
     names = {"exact": "exact value", "quadrature": "quadrature", _BY_PAIR: "sandwich"}
     sources = set(sandwich["source"].values.tolist())
     return " or ".join(name for source, name in names.items() if source in sources) or "truth"
+
+
+def truth_direction(sandwich: xr.Dataset) -> str:
+    """On which side of log p(x) the truth lies: "none" is known where it is the middle of a sandwich, else "exact".
+
+    Examples:
+        >>> truth_direction(xr.Dataset({"source": ("datum", ["exact", ""])}))
+        'exact'
+    """
+    return "none" if _BY_PAIR in sandwich["source"].values.tolist() else "exact"

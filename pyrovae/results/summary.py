@@ -21,7 +21,7 @@ from pyrovae.results.rows import (
     measured,
     methods_of,
 )
-from pyrovae.results.sandwich import half_gap, sandwich_rows, truth_name
+from pyrovae.results.sandwich import half_gap, sandwich_rows, truth_direction, truth_name
 from pyrovae.results.schema import check
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "gap_rows",
     "khat_row",
     "summary",
+    "term_rows",
     "told_methods",
     "with_verdict",
     "worst_row",
@@ -73,7 +74,7 @@ def summary(tree: xr.DataTree) -> pd.DataFrame:
     single += [comparison_row(tree, name) for name in _COMPARED]
     from_evidence = [*evidence_rows(tree), *sandwich_rows(tree), *gap_rows(tree)]
     rows = [*from_evidence, *(row for row in single if row), *inference_gap_rows(tree)]
-    rows += [*_term_rows(tree), *calibration_rows(tree)]
+    rows += [*term_rows(tree), *calibration_rows(tree)]
     return pd.DataFrame(rows, columns=Row._fields).set_index("quantity").drop(columns="subject")
 
 
@@ -131,7 +132,7 @@ def _truth_row(truth: xr.Dataset, elbo: xr.Dataset) -> Row:
             "value": truth["truth"],
             "std_error": truth["truth_std_error"],
             "is_reliable": np.isfinite(truth["truth"]),
-            "direction": "none" if "sandwich" in name else "exact",
+            "direction": truth_direction(truth),
         }
     )
     row = _gap_row(known, elbo, name, name)
@@ -208,10 +209,11 @@ def comparison_row(tree: xr.DataTree, variable: str) -> Row | None:
     return Row(variable, quantity, value, error, unit, direction, count, len(values) - count)
 
 
-def _term_rows(tree: xr.DataTree) -> Iterator[Row]:
+def term_rows(tree: xr.DataTree) -> Iterator[Row]:
     """Every number in `decomposition`, per datum or of all data, with its `_std_error` if it has one.
 
-    The attributes `units` and `direction` of a variable go into its row.
+    The attributes `units` and `direction` of a variable go into its row. Without error bar where none of the data has
+    one to be trusted; what hangs on the middle of a sandwich has its half gap in it, as in the gap itself.
     """
     terms = measured(tree, "decomposition") or xr.Dataset()
     for variable, array in terms.data_vars.items():
@@ -220,9 +222,19 @@ def _term_rows(tree: xr.DataTree) -> Iterator[Row]:
             continue
         errors = terms.get(f"{variable}_std_error", xr.zeros_like(array))
         value, error, count = average(np.atleast_1d(array.values), np.atleast_1d(errors.values))
+        error = math.nan if np.isnan(errors).all() else math.hypot(error, _margin(tree, str(variable)))
         unit, direction = (
             str(array.attrs.get(key, other)) for key, other in (("units", NATS), ("direction", "none"))
         )
         refused = array.size - count
         count = count if array.dims else terms.sizes.get("datum", 1)
         yield Row(str(variable), f"decomposition: {variable}", value, error, unit, direction, count, refused)
+
+
+def _margin(tree: xr.DataTree, variable: str) -> float:
+    """How far a term may be off because its log p(x) is the middle of a sandwich."""
+    truth = measured(tree, "sandwich", "truth", "source")
+    is_by_truth = tree["decomposition"].attrs.get("log_evidence_by") == "truth"
+    if truth is None or not is_by_truth or variable not in ("log_evidence", "kl_posterior"):
+        return 0.0
+    return float(half_gap(truth).sum()) / max(int(np.isfinite(truth["truth"]).sum()), 1)

@@ -4,7 +4,7 @@
 keeps them in a folder.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 from pyrovae import results
 from pyrovae.diagnostics.audit.plan import Plan, Rows
 from pyrovae.diagnostics.audit.running import Deadline, Progress, examine, of_blocks, passes
-from pyrovae.diagnostics.audit.settings import STAGES, Settings
+from pyrovae.diagnostics.audit.settings import STAGES, Settings, stage_options
 from pyrovae.results.merging import merge
 from pyrovae.target import Target
 
@@ -41,9 +41,9 @@ def audit(
     - `calibration`: ranks, coverage and the simulated gap, on data that the model draws;
     - `predictions`: draws from the prior, reconstructions of the first 16 data;
     - `weights`: draws of the guide, k-hat, log p(x) by `methods`;
-    - `terms`: the ELBO taken apart, as by `decompose`;
+    - `terms`: the ELBO taken apart, as by `decompose`, log p(x) by IWAE until `sandwich` or `gaps` know it;
     - `reference`: posteriors by HMC, as by `sample_posterior`;
-    - `comparison`: the guide's means and widths against the reference's;
+    - `comparison`: the guide's means and widths against the reference's, log p(x) likewise;
     - `sandwich`: log p(x) between annealing forward and backward, as by `evidence_table`;
     - `gaps`: the gap below log p(x) of the guide's family, and of amortization.
 
@@ -106,10 +106,22 @@ def plan_audit(make_target: Callable[..., Target], *data: Rows, **settings: Any)
     known = [field.name for field in fields(Settings)]
     for name in settings:
         if name not in known:
-            raise TypeError(f"an audit has no setting {name!r}: its settings are {', '.join(known)}")
+            raise TypeError(_unknown(name, known))
     given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    for name in ("stages", "methods"):
+        if isinstance(given.get(name), str):
+            raise ValueError(
+                f"{name} is a list of names, got the word {given[name]!r}: pass [{given[name]!r}]"
+            )
     given.update({name: tuple(given[name]) for name in ("stages", "methods") if name in given})
     return Plan(make_target, data, Settings(**given))
+
+
+def _unknown(name: str, known: Sequence[str]) -> str:
+    """What to say of a setting that there is not, which may be an option of a stage."""
+    stages = [stage for stage, options in stage_options().items() if name in options]
+    hint = "".join(f"; {stage} has such an option: pass {stage}={{{name!r}: ...}}" for stage in stages)
+    return f"an audit has no setting {name!r}: its settings are {', '.join(known)}{hint}"
 
 
 def with_history(tree: xr.DataTree, history: Mapping[str, Any] | None) -> xr.DataTree:

@@ -13,10 +13,9 @@ import xarray as xr
 from pyrovae import results
 from pyrovae.diagnostics.audit.plan import Block, Plan
 from pyrovae.diagnostics.audit.settings import STAGES
-from pyrovae.diagnostics.audit.stages import NEEDED_GROUPS, STAGE_FUNCTIONS, Groups, Work
+from pyrovae.diagnostics.audit.stages import NEEDED_GROUPS, STAGE_FUNCTIONS, WITH_TRUTH, Groups, Work
 from pyrovae.diagnostics.evidence_table import ENDS
 from pyrovae.results.merging import join_methods
-from pyrovae.results.sandwich import with_bias
 from pyrovae.target import Target
 
 __all__ = ["Deadline", "Progress", "examine", "of_blocks", "passes", "versions"]
@@ -210,8 +209,10 @@ class _Examined:
                 )
             else:
                 self.groups[name] = old.assign(group.data_vars).assign_attrs(group.attrs)
-        if "sandwich" in self.groups and "evidence" in self.groups:
-            self.groups["evidence"] = with_bias(self.groups["evidence"], self.groups["sandwich"])
+        if "sandwich" in self.groups:
+            for name, renewed in WITH_TRUTH.items():
+                if name in self.groups:
+                    self.groups[name] = renewed(self.groups[name], self.groups["sandwich"])
 
     def _attributes(self) -> dict[str, Any]:
         target, settings = self.target, self.plan.settings

@@ -11,7 +11,7 @@ from pyrovae.diagnostics.gaps import inference_gaps
 from pyrovae.diagnostics.options import check_options, options_of
 from pyrovae.diagnostics.reference import METHODS
 
-__all__ = ["MODEL_STAGES", "STAGES", "Settings"]
+__all__ = ["MODEL_STAGES", "STAGES", "Settings", "stage_options"]
 
 MODEL_STAGES: Final = ("calibration",)
 """Stages that are about the model and the guide, not about the data."""
@@ -78,16 +78,29 @@ class Settings:
             )
         own = {name: value for name, value in self.reference.items() if name not in ("method", "seed")}
         check_options(method, METHODS[method], own)
-        known = {"num_temperatures", "tolerance", *options_of(evidence.METHODS["ais"])} - {"reference"}
-        _check_known("sandwich", self.sandwich, known)
-        _check_known("calibration", self.calibration, _keywords(calibrate))
-        _check_known("gaps", self.gaps, _keywords(inference_gaps))
+        known = stage_options(method)
+        for stage in ("sandwich", "calibration", "gaps"):
+            _check_known(stage, getattr(self, stage), known[stage])
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as plain values."""
         return {
             name: dict(value) if isinstance(value, Mapping) else value for name, value in asdict(self).items()
         }
+
+
+def stage_options(method: str = "hmc") -> dict[str, set[str]]:
+    """The options of every stage that has some, with posterior draws by that method.
+
+    >>> "num_chains" in stage_options()["reference"]
+    True
+    """
+    return {
+        "reference": {"method", *options_of(METHODS[method])},
+        "sandwich": {"num_temperatures", "tolerance", *options_of(evidence.METHODS["ais"])} - {"reference"},
+        "calibration": _keywords(calibrate),
+        "gaps": _keywords(inference_gaps),
+    }
 
 
 def _keywords(function: Any) -> set[str]:

@@ -1,9 +1,11 @@
-"""The stages of an audit: each measures one thing about a target, given what was measured before it."""
+"""The stages of an audit: each measures one thing about a target, given what was measured before it.
+
+The cheap stages come first, so what they know of log p(x) is an estimate. When the truth comes, from `sandwich` or
+`gaps`, `WITH_TRUTH` puts it in the place of the estimates.
+"""
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -11,22 +13,23 @@ import xarray as xr
 from torch import Tensor
 
 from pyrovae import results
-from pyrovae.diagnostics import evidence
+from pyrovae.diagnostics import comparison as guide_comparison
+from pyrovae.diagnostics import decomposition, evidence
 from pyrovae.diagnostics.audit.settings import Settings
 from pyrovae.diagnostics.calibration import calibrate
-from pyrovae.diagnostics.comparison import compare
-from pyrovae.diagnostics.decomposition import decompose
 from pyrovae.diagnostics.evidence_table import BIDIRECTIONAL, evidence_table
 from pyrovae.diagnostics.gaps import inference_gaps
 from pyrovae.diagnostics.reference import latent_names, sample_posterior
 from pyrovae.inference.weights import khat_threshold, psis
 from pyrovae.results import Evidence
+from pyrovae.results.sandwich import with_bias
 from pyrovae.seeding import block_seed, seeded
 from pyrovae.target import Target
 
 __all__ = [
     "NEEDED_GROUPS",
     "STAGE_FUNCTIONS",
+    "WITH_TRUTH",
     "Groups",
     "Work",
     "calibration",
@@ -125,14 +128,14 @@ def weights(work: Work) -> Iterator[Groups]:
 
 
 def terms(work: Work) -> Iterator[Groups]:
-    """The ELBO of every datum taken apart, and the aggregate posterior of these data."""
-    with _one_datum_has_no_spread(work.target.num_data):
-        tree = decompose(
-            work.target,
-            _best_evidence(work.known.get("evidence")),
-            num_samples=work.settings.num_samples,
-            seed=work.seed,
-        )
+    """The ELBO of every datum taken apart, and the aggregate posterior of these data; the KL to the posterior by an
+    estimate of log p(x)."""
+    tree = decomposition.decompose(
+        work.target,
+        _best_evidence(work.known.get("evidence")),
+        num_samples=work.settings.num_samples,
+        seed=work.seed,
+    )
     yield _groups(tree)
 
 
@@ -146,7 +149,7 @@ def reference(work: Work) -> Iterator[Groups]:
 
 def comparison(work: Work) -> Iterator[Groups]:
     """The guide against the reference, and log p(x) by the methods that start from reference draws."""
-    tree = compare(
+    tree = guide_comparison.compare(
         work.target,
         _reference(work),
         evidence=_best_evidence(work.known.get("evidence")),
@@ -199,6 +202,13 @@ STAGE_FUNCTIONS: Final[Mapping[str, Callable[[Work], Iterator[Groups]]]] = {
 }
 """Every stage by name; each yields groups as they are made, so that what came before a failure is not lost."""
 
+WITH_TRUTH: Final[Mapping[str, Callable[[xr.Dataset, xr.Dataset], xr.Dataset]]] = {
+    "evidence": with_bias,
+    "decomposition": decomposition.with_truth,
+    "comparison": guide_comparison.with_truth,
+}
+"""{group: what makes it anew from itself and the group `sandwich`}; the same when it is done twice."""
+
 NEEDED_GROUPS: Final[Mapping[str, Mapping[str, str]]] = {
     "comparison": {"guide": "weights", "posterior": "reference"},
     "sandwich": {"posterior": "reference"},
@@ -225,9 +235,9 @@ def _reference(work: Work) -> xr.DataTree:
 
 
 def _best_evidence(group: xr.Dataset | None) -> Evidence | None:
-    """The estimate that stands for log p(x) in the second form of the ELBO: IWAE's, else PSIS's, else none."""
+    """What stands for log p(x) until the truth is known: the known values, else IWAE's, else PSIS's, else none."""
     labels = [] if group is None else group["method"].values.tolist()
-    for name in ("iwae", "psis"):
+    for name in (*KNOWN_TRUTHS, "iwae", "psis"):
         if group is not None and name in labels:
             row = group.sel({"method": name})
             return Evidence(
@@ -240,12 +250,3 @@ def _best_evidence(group: xr.Dataset | None) -> Evidence | None:
                 is_approximate=row["is_approximate"].values,
             )
     return None
-
-
-@contextmanager
-def _one_datum_has_no_spread(num_data: int) -> Iterator[None]:
-    """Error bars over data are NaN where there is one datum; numpy would warn of it."""
-    with warnings.catch_warnings():
-        if num_data == 1:
-            warnings.simplefilter("ignore", RuntimeWarning)
-        yield

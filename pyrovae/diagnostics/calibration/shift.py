@@ -24,16 +24,21 @@ def shift(
       than its own are below 0;
     - `shift_auc`: area under the ROC curve of a classifier that sees all of these: 1/2 if it cannot tell real from
       simulated, 1 if it always can; with `shift_p_value`, one-sided. NaN with fewer than 20 data.
+
+    A code that is infinite for some data, such as log p(x | z) of a guide that leaves the support, has no shift (NaN),
+    and the classifier does not see it.
     """
+    is_code = np.isfinite(simulated).all(0) & np.isfinite(real).all(0)
+    simulated, real = (np.where(is_code, codes, np.nan) for codes in (simulated, real))
     location, scale = simulated.mean(0), simulated.std(0, ddof=1)
     scale = np.where(scale > 0, scale, 1.0)
     first, second = ((codes - location) / scale for codes in (simulated, real))
     mean, ratio = second.mean(0), _sd(second) / np.where(_sd(first) > 0, _sd(first), np.nan)
     mean_error = np.hypot(*(_sd(codes) / math.sqrt(len(codes)) for codes in (first, second)))
     ratio_error = ratio * np.sqrt(_log_sd_variance(first) + _log_sd_variance(second))
-    is_enough = min(len(first), len(second)) >= MIN_DATA
+    is_enough = min(len(first), len(second)) >= MIN_DATA and bool(is_code.any())
     test = classifier_test(
-        *(codes[: MAX_POINTS if is_enough else 0] for codes in (first, second)),
+        *(codes[: MAX_POINTS if is_enough else 0, is_code] for codes in (first, second)),
         *(np.arange(min(len(codes), MAX_POINTS) if is_enough else 0) for codes in (first, second)),
         seed=seed,
     )

@@ -7,7 +7,13 @@ import numpy as np
 import xarray as xr
 
 from pyrovae import results
-from pyrovae.diagnostics.comparison.divergences import divergences, known_evidence, why_missing
+from pyrovae.diagnostics.comparison.divergences import (
+    divergences,
+    known_evidence,
+    sides,
+    why_missing,
+    with_truth,
+)
 from pyrovae.diagnostics.comparison.draws import compare_draws
 from pyrovae.diagnostics.evidence import draw_weights
 from pyrovae.diagnostics.reference import latent_names
@@ -15,7 +21,7 @@ from pyrovae.inference import weights
 from pyrovae.results import Evidence
 from pyrovae.target import Target
 
-__all__ = ["compare", "compare_draws"]
+__all__ = ["compare", "compare_draws", "with_truth"]
 
 
 def compare(
@@ -43,7 +49,8 @@ def compare(
       the mean squared W2 along 32 fixed lines, which sees more than moments;
     - `gaussian_kl_guide_posterior`, `gaussian_kl_posterior_guide`: KL of those Gaussians, their bias taken off by the
       jackknife;
-    - `kl_guide_posterior` = log p(x) - E_q[log w], `kl_posterior_guide` = E_post[log w] - log p(x), and their sum
+    - `guide_log_weight` = E_q[log w] and `posterior_log_weight` = E_post[log w], the ends that log p(x) lies between;
+      `kl_guide_posterior` = log p(x) - E_q[log w], `kl_posterior_guide` = E_post[log w] - log p(x), and their sum
       `jeffreys`, which needs no log p(x); NaN where they cannot be had, the attribute `reason` says why;
     - `khat`, the tail index of the guide's importance weights.
 
@@ -53,18 +60,18 @@ def compare(
     `_std_error` holds the Monte Carlo error of both sides, that of the reference by effective sample size or by a
     jackknife over chains. The three distances of finite samples are biased upwards: `_noise` is what Monte Carlo error
     alone would make of each. Data whose reference has no verdict are compared all the same: `diagnostics.verdict` of
-    the reference says which they are.
+    the reference says which they are, and `summary` leaves them out.
 
     Args:
         target: the model, guide and data.
         reference: what `sample_posterior` gave for the same data.
         evidence: log p(x) of the same data: a tree of `evidence_table` with a sandwich or an exact value, or an
-            `Evidence`, the direction of which the two KL then inherit.
+            `Evidence`. The first KL has its direction, as the attribute `direction`, the second the opposite one.
         num_samples: draws of the guide per datum, and the most reference draws that are weighed.
         seed: of those draws.
 
     Returns:
-        DataTree with `guide` and `comparison`.
+        DataTree with `guide`, `comparison` and the reference's `diagnostics`.
 
     Raises:
         ValueError: if the reference has no posterior draws, or those of other data or another latent space, or the
@@ -88,7 +95,7 @@ def compare(
     >>> round(float(found["jeffreys"].mean()), 1)  # exact: D/2 (r + 1/r) - D for the ratio r = 1/2 of variances
     0.5
     """
-    if "posterior" not in reference.children:
+    if not isinstance(reference, xr.DataTree) or "posterior" not in reference.children:
         raise ValueError("the reference has no group 'posterior': make one with sample_posterior(target)")
     # In one layout, since sums over another may differ in the last bit: a file gives back another one than memory.
     z = np.ascontiguousarray(reference["posterior"].to_dataset()["z"].values)
@@ -105,11 +112,13 @@ def compare(
         "num_samples": num_samples,
         "seed": seed,
         "khat_threshold": weights.khat_threshold(num_samples),
-        "reason": why_missing(target, truth),
+        "reason": why_missing(target.can_score_guide, truth),
     }
     names = latent_names(target)
-    groups = {
-        "guide": results.group("guide", {"z": guide}, latent=names),
-        "comparison": results.group("comparison", found, attrs, latent=names),
-    }
+    made = results.group("comparison", found, attrs, latent=names)
+    for name, side in sides(truth).items():
+        made[name].attrs["direction"] = side
+    groups = {"guide": results.group("guide", {"z": guide}, latent=names), "comparison": made}
+    if "diagnostics" in reference.children:
+        groups["diagnostics"] = reference["diagnostics"].to_dataset()
     return results.build_tree(groups)

@@ -34,6 +34,7 @@ __all__ = [
     "check_draws",
     "check_methods",
     "check_options",
+    "check_target",
     "draw_log_weights",
     "draw_weights",
     "estimate",
@@ -133,6 +134,7 @@ def log_evidence(target: Target, method: str = "iwae", *, seed: int = 0, **optio
     >>> round(float(log_evidence(target, "exact").value[0]), 4)
     -2.531
     """
+    check_target(target)
     check_methods([method])
     check_options(method, options)
     return METHODS[method](target, seed=seed, **options)
@@ -143,8 +145,18 @@ def needs_reference(method: str) -> bool:
     return "reference" in options_module.options_of(METHODS[method])
 
 
+def check_target(target: object) -> None:
+    """Refuse what is no Target."""
+    if not isinstance(target, Target):
+        raise TypeError(
+            f"log p(x) is estimated for a Target, got {type(target).__name__}: pass Target(model, guide, x)"
+        )
+
+
 def check_methods(methods: Sequence[str], *others: str) -> None:
     """Refuse the name of an estimator that does not exist; `others` are allowed too."""
+    if isinstance(methods, str):
+        raise ValueError(f"methods is a list of names, got the word {methods!r}: pass [{methods!r}]")
     for method in methods:
         if method not in (known := [*METHODS, *others]):
             raise ValueError(f"unknown method {method!r} for log p(x): choose one of {', '.join(known)}")

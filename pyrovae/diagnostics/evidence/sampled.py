@@ -90,7 +90,7 @@ def _evidence(method: str, found: Estimate, num_samples: int, seconds: float) ->
         is_unbiased_density=estimator.is_unbiased_density,
         is_reliable=is_reliable,
         is_approximate=np.zeros(len(value), bool),
-        reason="" if is_reliable.all() else _reason(khat, limit, estimator.moments),
+        reason="" if is_reliable.all() else _reason(khat, limit, num_samples, estimator.moments),
         num_density_evaluations=num_samples,
         seconds=seconds,
         khat=khat,
@@ -98,9 +98,11 @@ def _evidence(method: str, found: Estimate, num_samples: int, seconds: float) ->
     )
 
 
-def _reason(khat: np.ndarray | None, limit: float, moments: int) -> str:
+def _reason(khat: np.ndarray | None, limit: float, num_samples: int, moments: int) -> str:
     if khat is None:
         return "error bar unreliable where log-weights are not finite"
+    if limit <= 0.0:
+        return f"error bar unreliable: {num_samples} draws are too few for k-hat, which wants more than 10"
     reason = f"error bar unreliable where k-hat is not below {limit:.2f}"
     infinite = int((moments * khat >= 1.0).sum())
     if moments > 1 and infinite:

@@ -50,12 +50,13 @@ def inference_gaps(
     A guide of another family (flow, mixture, low rank) has no q* here: its `approximation_gap` and `amortization_gap`
     are NaN, and `elbo_full` tells what the best full Gaussian would reach.
 
-    log p(x) is exact where log p(x, z) is quadratic in z, by quadrature where z has one or two dimensions, else the
-    middle of a closed sandwich of annealing in both directions.
+    log p(x) is exact where log p(x, z) is quadratic in z, by quadrature where z has one or two dimensions and a grid is
+    good to `tolerance`, else the middle of a closed sandwich of annealing in both directions.
 
     Args:
         target: the model, guide and data.
-        family: "diagonal" or "full", to compare the guide with; None: as the guide's distributions say.
+        family: "diagonal" or "full", to compare the guide with; None: as the guide's distributions say. A guide of
+            another family may be better than the best of the one that is given; then it has no verdict.
         evidence: a tree of `evidence_table` with group `sandwich` for the same data; None: made here.
         num_samples: fresh draws for each ELBO, at least 2.
         num_fitting_samples: draws that Gaussians are fitted to, even, at least 2 D + 2.
@@ -93,7 +94,12 @@ def inference_gaps(
     start = time.perf_counter()
     tell = progress or (lambda stage, done, total: None)
     known = find_truth(
-        target, evidence, num_temperatures=num_temperatures, seed=block_seed(seed, 0), progress=progress
+        target,
+        evidence,
+        tolerance=tolerance,
+        num_temperatures=num_temperatures,
+        seed=block_seed(seed, 0),
+        progress=progress,
     )
     seconds_truth = time.perf_counter() - start
     guide = read_guide(target, seed=block_seed(seed, 1))
@@ -115,7 +121,8 @@ def inference_gaps(
         "seconds_log_evidence": seconds_truth,
         "seconds": time.perf_counter() - start,
     }
-    made = _group(_joined(blocks), chosen, reason, known["sandwich"].to_dataset(), attrs)
+    is_member = guide.family == chosen or (guide.family, chosen) == ("diagonal", "full")
+    made = _group(_joined(blocks), is_member, known["sandwich"].to_dataset(), attrs)
     groups = {
         name: known[name].to_dataset() for name in ("evidence", "sandwich", "diagnostics") if name in known
     }
@@ -165,8 +172,9 @@ def _joined_array(estimates: Sequence[Estimate], field: int) -> np.ndarray:
 
 
 def _group(
-    found: Mapping[str, Pair], family: str, reason: str, sandwich: xr.Dataset, attrs: Mapping[str, Any]
+    found: Mapping[str, Pair], is_member: bool, sandwich: xr.Dataset, attrs: Mapping[str, Any]
 ) -> xr.Dataset:
+    family, reason = str(attrs["family"]), str(attrs["family_reason"])
     truth = sandwich["truth"].values, sandwich["truth_std_error"].values
     nothing = (np.full_like(truth[0], np.nan),) * 2
     is_own = family != "other"
@@ -189,6 +197,7 @@ def _group(
         found["above_diagonal"],
         above_guide,
         found[f"shortfall_{family if is_own else 'full'}"],
+        is_member,
         found["has_converged"][0] > 0,
         sandwich["verdict"].values if "verdict" in sandwich else np.full(truth[0].shape, ""),
     )

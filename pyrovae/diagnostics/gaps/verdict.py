@@ -22,6 +22,8 @@ class Facts(NamedTuple):
     """Of the best Gaussian of the guide's family; NaN where that is another family."""
     shortfall: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]
     """Of the same."""
+    is_member: bool
+    """Whether the guide is of the family that it is held against: only then can it not be above its best Gaussian."""
     has_converged: Bool[np.ndarray, " n"]
     sandwich: np.ndarray
     """What the sandwich says of each datum, or "" """
@@ -32,7 +34,7 @@ def judge(facts: Facts, family_reason: str, tolerance: float) -> tuple[np.ndarra
 
     log p(x) >= L[q_full] >= L[q_diagonal] and L[q_F] >= L[q] must hold for the true optima. An order counts as broken
     from 3 standard errors and `tolerance` nats on, a bound above log p(x) from 3 standard errors on: then the one is
-    no optimum, or the other not log p(x).
+    no optimum, or the other not log p(x). A guide that is held against another family than its own may be above it.
     """
     truth, truth_error = facts.log_evidence
     slack = ROUNDING * np.fmax(1.0, np.abs(np.nan_to_num(truth)))
@@ -40,13 +42,15 @@ def judge(facts: Facts, family_reason: str, tolerance: float) -> tuple[np.ndarra
     is_above = facts.elbo_full[0] - truth > SURE * error + slack
     # What is missed may be small by luck where its error is not small.
     is_short = _is_above(facts.shortfall, tolerance) | (facts.shortfall[1] > tolerance)
+    is_below = _is_below(facts.above_guide, tolerance)
     rules: list[tuple[np.ndarray | bool, str, str]] = [
         (family_reason != "", "no verdict", family_reason),
         (np.isnan(truth), "no verdict", "log p(x) is not known"),
         (is_above, "no verdict", "log p(x) lies below the ELBO of a Gaussian, so it is wrong"),
         (~facts.has_converged, "not optimized", "the search for the best Gaussian did not converge"),
         (_is_below(facts.above_diagonal, tolerance), "not optimized", "a full Gaussian below a diagonal one"),
-        (_is_below(facts.above_guide, tolerance), "not optimized", "the best Gaussian below the guide"),
+        (is_below & facts.is_member, "not optimized", "the best Gaussian below the guide"),
+        (is_below, "no verdict", "the guide is above the best of the family, of which it is no member"),
         (is_short, "not optimized", "too few draws to fit the best Gaussian to"),
     ]
     size = truth.shape
