@@ -43,7 +43,10 @@ def test_the_sentences():
     )
     assert "above 70.00 ± 0.65 % of draws" in said[1]
     assert said[2] == "The guide's 90% credible regions hold the truth in 81.00 ± 0.88 % of simulations."
-    assert said[3] == "There, guide and posterior are 0.2500 ± 0.0013 nats per datum apart, KL both ways."
+    assert (
+        said[3]
+        == "There, guide and posterior are 0.2500 ± 0.0013 nats per datum apart, the sum of the KL both ways."
+    )
     assert said[4] == (
         "Real codes differ from simulated ones (a classifier tells codes of real and simulated data apart with an AUC "
         "of 0.800 ± 0.020; the mean of z[3] lies +0.50 sds off, that of log p(x | z) -0.80 ± 0.10 sds), so this may "
@@ -97,13 +100,16 @@ def test_directions_correlations_divergence_and_classifier_are_told():
         "a[1]) its standard deviation is 0.50 ± 0.10 of the posterior's on average."
     ) in said
     assert "Its correlations between latents are off by 0.40 ± 0.10 (root mean square" in said
+    assert "No error in its correlations was found" not in said
     assert "Monte Carlo error alone would give 0.05." in said
-    assert "Guide and posterior are 1.10 ± 0.10 nats per datum apart, KL both ways." in said
+    assert "Guide and posterior are 1.10 ± 0.10 nats per datum apart, the sum of the KL both ways." in said
     assert (
         "A classifier tells draws of the guide from those of the reference: its AUC is 0.700 ± 0.010, p < 1e-6, where "
-        "0.5 is chance; 1 datum has no verdict on the reference."
     ) in said
     alike = " ".join(guide_sentences(widely_compared_tree(["ok"] * 3, auc=0.505)))
     assert "A classifier cannot tell draws of the guide" in alike
+    assert "0.5 is chance; 1 datum has no verdict on the reference, which alone could make it so." in said
+    certain = " ".join(guide_sentences(widely_compared_tree(["ok", "ok", "no verdict"], auc=0.9)))
+    assert "0.5 is chance; 1 datum has no verdict on the reference." in certain
     none = " ".join(guide_sentences(widely_compared_tree(["no verdict"] * 3)))
     assert not [word for word in ("classifier", "direction", "correlations", "apart") if word in none]

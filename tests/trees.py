@@ -74,6 +74,10 @@ def full_tree() -> xr.DataTree:
     )
 
 
+def groups_of(tree: xr.DataTree) -> dict[str, xr.Dataset]:
+    return {name: node.to_dataset() for name, node in tree.children.items()}
+
+
 def estimate(method: str, value: list[float], **changes: object) -> Evidence:
     yes = np.ones(len(value), bool)
     fields: dict[str, object] = {

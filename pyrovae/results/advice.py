@@ -8,26 +8,24 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
+from pyrovae.results.calibration import wrong_latents
 from pyrovae.results.gradient_choice import candidates, choose
 from pyrovae.results.gradient_sentences import told_of
 from pyrovae.results.gradients import gradient_records
-from pyrovae.results.headline import best_gap, gap_parts, guide_faults
-from pyrovae.results.inference_gaps import inference_gap_rows
-from pyrovae.results.rows import average, measured, number, with_error
+from pyrovae.results.guide_faults import guide_faults
+from pyrovae.results.headline import best_gap, is_of_few
+from pyrovae.results.inference_gaps import full_gain, gap_cause, gap_parts, inference_gap_rows
+from pyrovae.results.prior import prior_row
+from pyrovae.results.rows import Row, average, count_data, data_have, measured, number, some, with_error
+from pyrovae.results.sandwich import truth_name
 from pyrovae.results.schema import check
+from pyrovae.results.significance import SURE, WORTH, is_worth
 from pyrovae.results.summary import comparison_row, khat_row, with_verdict
 
 __all__ = ["advice"]
 
-_SURE: Final = 3.0  # standard errors from which a difference is called one
-_SURE_P: Final = 0.0027  # the two-sided p-value of 3 standard errors
-_WORTH: Final = 0.1  # nats per datum below which nothing is advised
-_ACTIVE: Final = 0.01  # variance over data of the guide's mean (Burda et al. 2016)
-_ROOM: Final = 1.0  # nats that the mutual information must stay below log N
-_RICHER: Final = {
-    "diagonal": "a full-covariance or flow encoder",
-    "full": "a flow or mixture encoder",
-}
+_FEWEST: Final = 8  # data, with fewer of which the means of an active unit may be as close by chance
+_REFINE: Final = "a larger encoder, longer training, or refining q for each datum"
 _BASES: Final = {"calibration", "decomposition", "gradients"}
 _NOTHING: Final = "No change is indicated by these numbers."
 
@@ -60,34 +58,40 @@ def _has_basis(tree: xr.DataTree) -> bool:
     width, khat = comparison_row(tree, "sd_ratio"), khat_row(tree)
     compared = width is not None and width.num_data > 0
     weighed = khat is not None and khat.num_data > 0
-    return compared or weighed or gap_parts(tree) is not None or bool(_BASES & set(tree.children))
+    lost = gap_parts(tree) is not None or _known_gap(tree) is not None
+    return compared or weighed or lost or bool(_BASES & set(tree.children))
+
+
+def _known_gap(tree: xr.DataTree) -> Row | None:
+    """log p(x) - ELBO, if it is no mere upper bound and not doubtful for half of the data or more."""
+    row = best_gap(tree)
+    is_known = row is not None and row.direction != "upper" and not math.isnan(row.std_error)
+    return row if row is not None and is_known and not is_of_few(tree, row) else None
 
 
 def _on_gaps(tree: xr.DataTree) -> Iterator[str]:
     """The larger of approximation and amortization gap names the cure."""
     parts = gap_parts(tree)
-    if parts is None:
+    cause = "" if parts is None else gap_cause(parts)
+    if parts is None or not cause:
         return
-    approximation, amortization, difference = parts
-    large = [row.value - _WORTH > _SURE * row.std_error for row in (approximation, amortization)]
-    told = f"approximation gap {number(approximation)} nats, amortization gap {number(amortization)}"
-    richer, refine = _richer(tree), "a larger encoder, longer training, or refining q for each datum"
-    if large[0] and difference.value > _SURE * difference.std_error:
-        yield f"Use {richer}: the family of the guide loses more than amortization does ({told})."
-    elif large[1] and -difference.value > _SURE * difference.std_error:
-        yield f"Use {refine}: amortization loses more than the family of the guide does ({told})."
-    elif any(large):
-        yield f"Family and amortization cannot be told apart as causes ({told}): try {richer}, then {refine}."
+    told = (
+        f"approximation gap {number(parts.approximation)} nats, amortization gap {number(parts.amortization)}"
+    )
+    richer = _richer(tree)
+    yield {
+        "family": f"Use {richer}: the family of the guide loses more than amortization does ({told}).",
+        "amortization": f"Use {_REFINE}: amortization loses more than the family of the guide does ({told}).",
+        "either": f"Family and amortization cannot be told apart as causes ({told}): try {richer}, then {_REFINE}.",
+    }[cause]
 
 
 def _richer(tree: xr.DataTree) -> str:
-    """A family that holds more than the guide's, with what a full covariance would regain, where that was measured."""
-    family = str(tree["gaps"].attrs.get("family", ""))
-    richer = _RICHER.get(family, "a richer family of guides")
-    gain = next((row for row in inference_gap_rows(tree) if row.subject == "full_over_diagonal"), None)
-    if family != "diagonal" or gain is None or math.isnan(gain.std_error):
-        return richer
-    return f"{richer} (the best full covariance gains {number(gain)} nats)"
+    """A family that holds more than the guide's; a full covariance only where it was measured to gain."""
+    gain = full_gain(tree)
+    if gain is None:
+        return "a flow or mixture encoder"
+    return f"a full-covariance or flow encoder (the best full covariance gains {number(gain)} nats)"
 
 
 def _on_correlations(tree: xr.DataTree) -> Iterator[str]:
@@ -97,13 +101,13 @@ def _on_correlations(tree: xr.DataTree) -> Iterator[str]:
     if gap_parts(tree) or ratio is None or any(measured(tree, name, "z") is None for name in names):
         return
     ok = with_verdict(tree, tree["posterior"].sizes["datum"])
-    if ok.sum() < 2 or ratio.value > 1 - _SURE * ratio.std_error:
+    if ok.sum() < 2 or ratio.value > 1 - SURE * ratio.std_error:
         return
     z = {name: tree[name].to_dataset()["z"].values[:, :, ok].astype(float) for name in names}
     loss = {name: _correlation_loss(draws.reshape(-1, *draws.shape[2:])) for name, draws in z.items()}
     value, error, _ = average(loss["posterior"] - loss["guide"], np.zeros(int(ok.sum())))
     bias = z["posterior"].shape[-1] ** 2 / (4 * _fewest_draws(tree, ok))
-    if value - bias - _WORTH > _SURE * error:
+    if value - bias - WORTH > SURE * error:
         yield (
             f"Use a full-covariance or flow encoder: the guide is too narrow ({number(ratio)}) and lacks correlations "
             f"of the posterior that are worth {with_error(value, error)} nats per datum to a Gaussian."
@@ -128,93 +132,116 @@ def _fewest_draws(tree: xr.DataTree, ok: np.ndarray) -> float:
 
 
 def _on_unknown_cause(tree: xr.DataTree) -> Iterator[str]:
-    """A gap that most data can be trusted on, the cause of which was not looked for."""
-    row = best_gap(tree)
-    if (
-        row is None
-        or "gaps" in tree.children
-        or row.direction == "upper"
-        or 2 * row.num_refused >= row.num_data
-    ):
+    """A gap that most data can be trusted on, or an error of the guide, the cause of which is not known."""
+    if gap_parts(tree) is not None or any(_on_correlations(tree)):
         return
-    if row.value - _WORTH > _SURE * row.std_error:
-        yield (
-            f"Find out where the ELBO loses {number(row)} nats per datum before the guide is changed: `pyrovae gaps` "
-            "tells its family from amortization."
+    row, faults = _known_gap(tree), guide_faults(tree)
+    if row is not None and is_worth(row):
+        yield _on_other_family(tree, row) or _find_out(tree, f"the ELBO loses {number(row)} nats per datum")
+    elif row is None and faults and "gaps" not in tree.children:
+        yield f"Find out what it costs that the guide is {faults[0]}: `pyrovae gaps` tells, and why."
+
+
+def _on_other_family(tree: xr.DataTree, gap: Row) -> str:
+    """What the best full Gaussian says of a guide of another family; "" where the gaps were not measured."""
+    below = {row.subject: row for row in inference_gap_rows(tree)}.get("guide_below_full")
+    if below is None or math.isnan(below.std_error):
+        return ""
+    if is_worth(below):
+        return (
+            f"Use a full-covariance encoder, {_REFINE}: a full Gaussian fitted to each datum alone gains "
+            f"{number(below)} nats per datum on this guide."
         )
+    return (
+        f"Use a richer encoder, {_REFINE}: the ELBO loses {number(gap)} nats per datum, and a full Gaussian fitted to "
+        "each datum alone would not surely win them; whether the family or amortization loses them is not known."
+    )
+
+
+def _find_out(tree: xr.DataTree, lost: str) -> str:
+    start = f"Find out where {lost} before the guide is changed:"
+    if "gaps" in tree.children:
+        return f"{start} its parts have no verdict until log p(x) is known, by more temperatures or a longer reference."
+    return f"{start} `pyrovae gaps` tells its family from amortization."
 
 
 def _on_weights(tree: xr.DataTree) -> Iterator[str]:
     row = khat_row(tree)
-    if row is None or row.num_data == 0 or not row.value > _SURE * row.std_error:
+    if row is None or row.num_data == 0 or not row.value > SURE * row.std_error:
         return
-    count = round(row.value * row.num_data)
-    has_truth = measured(tree, "sandwich", "gap", "verdict") is not None
-    cure = (
-        "read log p(x) from annealing both ways, which was measured"
-        if has_truth
-        else "measure log p(x) by annealing both ways (method 'bidirectional')"
-    )
-    yield f"Do not trust IWAE and PSIS for {count} of {row.num_data} data, where k-hat is above {row.subject}: {cure}."
+    over = count_data(round(row.value * row.num_data), row.num_data)
+    yield f"Do not trust IWAE and PSIS for {over}, where k-hat is above {row.subject}: {_instead(tree)}."
+
+
+def _instead(tree: xr.DataTree) -> str:
+    """Where log p(x) is to be read from, as far as it is known."""
+    sandwich = measured(tree, "sandwich", "truth", "source")
+    if sandwich is None:
+        return "measure log p(x) by annealing both ways (method 'bidirectional')"
+    known, total = int(np.isfinite(sandwich["truth"].values).sum()), sandwich.sizes["datum"]
+    more = "more temperatures or a longer reference"
+    if known == 0:
+        return f"annealing both ways did not tell log p(x) of any of these data either; give it {more}"
+    left = f" but for {count_data(total - known, total)} (give these {more})" if known < total else ""
+    return f"read log p(x) by the {truth_name(sandwich)}, which tells it{left}"
 
 
 def _on_collapse(tree: xr.DataTree) -> Iterator[str]:
-    """Units whose variance over data is surely below that of an active one."""
-    terms = measured(tree, "decomposition", "mean_variance")
-    if terms is None or terms.sizes.get("datum", 0) < 2:
+    """Units that are not active, by the rule of `decompose`."""
+    terms = measured(tree, "decomposition", "is_active")
+    if terms is None or terms.sizes.get("datum", 0) < _FEWEST:
         return
-    variance, num_data = terms["mean_variance"].values, terms.sizes["datum"]
-    # The standard error of a variance of N normal values is sqrt(2 / (N - 1)) of it.
-    idle = variance * (1 + _SURE * math.sqrt(2 / (num_data - 1))) < _ACTIVE
-    if not idle.any():
+    active = terms["is_active"].values.astype(bool)
+    if active.all():
         return
-    smaller = f", or a latent space of {int((~idle).sum())}" if not idle.all() else ""
-    start = (
-        "The guide ignores the data"
-        if idle.all()
-        else f"{int(idle.sum())} of {idle.size} latent units are unused"
-    )
+    hardly = f"(their means hardly vary over {count_data(terms.sizes['datum'])}, on the scale of the prior)"
+    if not active.any():
+        yield f"The guide ignores the data {hardly}: warm the KL term up."
+        return
+    idle, left = int((~active).sum()), int(active.sum())
     yield (
-        f"{start} (their guide means vary by less than {_ACTIVE} over {num_data} data): warm the KL term up{smaller}."
+        f"{idle} of {some(active.size, 'latent unit')} {'is' if idle == 1 else 'are'} unused {hardly}: warm the KL "
+        f"term up, or use a latent space of {left}."
     )
 
 
 def _on_prior(tree: xr.DataTree) -> Iterator[str]:
     """An aggregate posterior far from the prior, unless the data are too few to tell."""
-    names = ("marginal_kl", "mutual_information", "log_num_data")
-    terms = measured(tree, "decomposition", *names, "marginal_kl_std_error", "mutual_information_std_error")
-    if terms is None:
-        return
-    value, error = float(terms["marginal_kl"]), float(terms["marginal_kl_std_error"])
-    # Where the codes of all data are apart, q(z) is a comb of N teeth, far from any smooth prior.
-    room = float(terms["log_num_data"] - terms["mutual_information"])
-    is_told = room - _ROOM > _SURE * float(terms["mutual_information_std_error"])
-    if is_told and value - _WORTH > _SURE * error:
+    row = prior_row(tree)
+    if row is not None and is_worth(row):
         yield (
-            f"Use a mixture, flow or Vamp prior: the aggregate q(z) is {with_error(value, error)} nats from the prior, "
-            "which is what a prior that matched it would add to the ELBO of these data."
+            f"Use a mixture, flow or Vamp prior: the aggregate q(z) is {number(row)} nats from the prior, which is "
+            "what a prior that matched it would add to the ELBO of these data."
         )
 
 
 def _on_calibration(tree: xr.DataTree) -> Iterator[str]:
-    """Errors on simulated data, where none was found on the data at hand, or these were not looked at."""
-    made = measured(tree, "calibration", "pit_spread_p_value", "pit_mean_p_value")
-    faults = guide_faults(tree)
-    if made is None or faults:
+    """Errors on simulated data, where none was found on most of the data at hand, or these were not looked at."""
+    made = measured(tree, "calibration", "pit_spread", "pit_spread_p_value", "pit_mean_p_value")
+    width, faults = comparison_row(tree, "sd_ratio"), guide_faults(tree)
+    if made is None:
         return
-    p_values = np.fmin(made["pit_spread_p_value"].values, made["pit_mean_p_value"].values)
-    wrong = int((p_values < _SURE_P).sum())
-    if not wrong:
+    wrong = np.any(list(wrong_latents(made).values()), 0)
+    if not wrong.any():
         return
-    told = f"on data that the model draws, its ranks are wrong in {wrong} of {p_values.size} latents"
-    width = comparison_row(tree, "sd_ratio")
-    if width is None or width.num_data == 0:
+    count = f"{int(wrong.sum())} of {some(wrong.size, 'latent')}"
+    told = f"on data that the model draws, its ranks are wrong in {count}"
+    if width is None:
         yield f"Compare the guide with a reference posterior on real data (`pyrovae audit`): {told}."
-    else:
+    elif is_of_few(tree, width):
+        refused = f"{data_have(width.num_refused)} no verdict, and {told}"
+        yield f"Draw a longer reference (more chains, warm-up and draws) before the guide is relied on: {refused}."
+    elif not faults and not _has_known_cost(tree):
         yield (
             f"Train the encoder on simulated data too (wake-sleep) before it is used on such data: {told}, although no "
-            f"error was found on {width.num_data} data at hand."
+            f"error was found on {count_data(width.num_data)} at hand."
         )
+
+
+def _has_known_cost(tree: xr.DataTree) -> bool:
+    """Whether the ELBO is surely below log p(x) on the data at hand, by enough to be worth a change."""
+    row = _known_gap(tree)
+    return row is not None and is_worth(row)
 
 
 def _on_gradients(tree: xr.DataTree) -> Iterator[str]:
@@ -224,7 +251,7 @@ def _on_gradients(tree: xr.DataTree) -> Iterator[str]:
     rows = gradient_records(tree)
     own = [row for row in rows if row["epoch"] == rows[-1]["epoch"] and row["part"] == "encoder"]
     choice = choose(candidates(own, "encoder"))
-    low = [row for row in own if 1 - row["snr_squared"] > _SURE * row["snr_squared_std_error"]]
+    low = [row for row in own if 1 - row["snr_squared"] > SURE * row["snr_squared_std_error"]]
     low = [row for row in low if choice and row["method"] != choice.best.method]
     if choice is None or not choice.is_clear or not low:
         return

@@ -1,10 +1,11 @@
 """What the measurements of one run left in its folder, put together as one tree as far as they are of the same data."""
 
+import hashlib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -26,7 +27,7 @@ _FILES: Final = (
     "gradients",
     "history",
 )
-"""Names of files, the one that has most of a run first."""
+"""Names of files, the one that has most of a run first: the data of the first are those that the page is about."""
 _ENDINGS: Final = (".nc", ".zarr")
 _TOGETHER: Final = (
     ("evidence", "sandwich"),
@@ -35,20 +36,46 @@ _TOGETHER: Final = (
 )
 """Groups that are of use only from one file."""
 _SOME_DATA: Final = ("decomposition", "gaps", "calibration", "gradients", "reconstruction")
-"""Groups that may be about fewer data than the others."""
-_SLICED: Final = ("observed_data", "reconstruction", "gaps")
+"""Groups that may be about other data than the page: fewer, or, of the decomposition, more."""
+_SLICED: Final = ("observed_data", "reconstruction", "gaps", "evidence", "sandwich")
 """Groups all of whose numbers are of single data, so that those can be taken that the other groups are about."""
 _SAME: Final = ("model", "part", "dtype")
 
 Groups = dict[str, xr.Dataset]
 
 
-def gather(folder: Path) -> xr.DataTree:
-    """Read the result trees of a run and put them together; a group is taken from the first file that has it.
+class _Part(NamedTuple):
+    """Groups of one file that belong together, and when it was written."""
 
-    Evidence with both ends around log p(x) takes the place of evidence without. What is of another model, part of the
-    data or number of data than what stands already is left out, which the attribute `notes` tells, with its reason; the
-    attributes `run` and `config` hold what `run.json` and `config.toml` say.
+    groups: Groups
+    file: str
+    written: int
+
+    @property
+    def words(self) -> str:
+        return f"{' and '.join(self.groups)} of {self.file}"
+
+    @property
+    def num_data(self) -> int:
+        """Data, or simulations."""
+        return max(made.sizes.get("datum", made.sizes.get("simulation", 0)) for made in self.groups.values())
+
+    @property
+    def num_estimates(self) -> int:
+        return sum(len(made.data_vars) * made.sizes.get("method", 1) for made in self.groups.values())
+
+
+Parts = dict[tuple[str, ...], _Part]
+
+
+def gather(folder: Path) -> xr.DataTree:
+    """Read the result trees of a run and put them together.
+
+    Of what several files have, the fullest is taken: most of the groups that belong together, then most data, then most
+    estimates, then what was written last; of the history the first in the order of the files. What is of another
+    model than `model.pyrovae`, or of another model, part of the data or dtype than what stands already, is left out, and so is what is about other data than the
+    rest and no decomposition. The attribute `notes` tells all that was left out, with its reason; the attributes `run`
+    and `config` hold what `run.json` and `config.toml` say.
 
     Args:
         folder: Of a run, or a single file of one.
@@ -71,19 +98,22 @@ def gather(folder: Path) -> xr.DataTree:
         raise FileNotFoundError(
             f"{folder} holds no results, looked for {wanted}: run `pyrovae audit` or another measurement first"
         )
-    groups: Groups = {}
+    parts: Parts = {}
     notes: list[str] = []
-    attrs: dict[str, Any] = {}
+    attrs: dict[str, dict[str, Any]] = {}
+    known = [_trained(folder)]
     for path in paths:
-        tree = read(path)
-        more = _added(groups, tree, attrs, path.name, notes)
-        if not groups:
-            attrs = {str(key): value for key, value in tree.attrs.items()}
-        elif more is not groups and "command" in tree.attrs:
-            attrs[f"command_of_{path.stem}"] = tree.attrs["command"]
-        groups = more
-    attrs |= _facts(folder)
-    return build_tree(groups, {**attrs, "notes": notes} if notes else attrs)
+        tree = _read(path)
+        about = _about(tree.attrs)
+        if other := next((key for key in _SAME if _differ(key, known, about)), ""):
+            notes.append(f"{path.name} is left out: it is of another {other} than {_whose(other, known[0])}.")
+            continue
+        known.append(about)
+        attrs[path.name] = {str(key): value for key, value in tree.attrs.items()}
+        for names in _families(tree):
+            own = {name: tree[name].to_dataset() for name in names if name in tree.children}
+            _add(parts, names, _Part(own, path.name, path.stat().st_mtime_ns), notes)
+    return _together(parts, attrs, notes, _facts(folder))
 
 
 def _found(folder: Path) -> list[Path]:
@@ -91,52 +121,80 @@ def _found(folder: Path) -> list[Path]:
     return [path for path in paths if path.exists()]
 
 
-def _added(
-    groups: Groups, tree: xr.DataTree, attrs: Mapping[str, Any], name: str, notes: list[str]
-) -> Groups:
-    """The groups and those of one more file that fit to them."""
-    own = {key: node.to_dataset() for key, node in tree.children.items()}
-    if other := _difference(_about(attrs), _about(tree.attrs)):
-        notes.append(f"{name} is left out: it is of another {other} than the other results.")
-        return groups
-    for bundle in _bundles(own):
-        part = {key: own[key] for key in bundle}
-        is_better = "sandwich" in part and "sandwich" not in groups
-        if set(groups) & set(part) and not is_better:
-            if name == "gradients.nc" and "history" in part:
-                notes.append(
-                    f"The path along training in {name} is left out: the history is that of the training."
-                )
-            continue
-        groups = _tried(groups, part, name, notes)
-    return groups
+def _read(path: Path) -> xr.DataTree:
+    try:
+        return read(path)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # HDF5 raises almost anything on damaged bytes
+        raise ValueError(
+            f"{path} cannot be read ({type(error).__name__}: {error}): measure it again, or move it away"
+        ) from error
 
 
-def _bundles(own: Groups) -> list[list[str]]:
-    """The groups of one file, those that belong together as one."""
-    bound: list[list[str]] = [[key for key in together if key in own] for together in _TOGETHER]
-    single: list[list[str]] = [[key] for key in own if not any(key in together for together in _TOGETHER)]
-    return [bundle for bundle in [*bound, *single] if bundle]
+def _families(tree: xr.DataTree) -> list[tuple[str, ...]]:
+    """The groups of a file, those that belong together as one, by all that they might be."""
+    bound = [names for names in _TOGETHER if set(names) & set(tree.children)]
+    return bound + [(name,) for name in tree.children if not any(name in names for names in _TOGETHER)]
 
 
-def _tried(groups: Groups, part: Groups, name: str, notes: list[str]) -> Groups:
-    """The groups with some more, as far as these are of the same data, or as they were."""
-    words = " and ".join(part)
-    whole = next((g for key, g in groups.items() if "datum" in g.sizes and key not in _SOME_DATA), None)
+def _add(parts: Parts, names: tuple[str, ...], part: _Part, notes: list[str]) -> None:
+    """Put a part among the others, in the place of a lesser one; or say why not."""
+    others = {key: made for own, other in parts.items() if own != names for key, made in other.groups.items()}
+    try:
+        fitted = part._replace(groups=_fitted(part.groups, others))
+    except ValueError as error:
+        notes.append(f"{part.words}: left out, {error}.")
+        return
+    standing = parts.get(names)
+    reason = "" if standing is None else _why_rather(standing, fitted)
+    if standing is not None and reason:
+        notes.append(f"{part.words}: left out, {standing.file} has {reason}.")
+        return
+    if standing is not None:
+        notes.append(f"{standing.words}: left out, {part.file} has {_why_rather(fitted, standing)}.")
+    parts[names] = fitted
+    notes += [
+        f"{key} of {part.file} is about {part.groups[key].sizes['datum']} data, of which {made.sizes['datum']} are "
+        "shown."
+        for key, made in fitted.groups.items()
+        if made.sizes.get("datum", 0) < part.groups[key].sizes.get("datum", 0)
+    ]
+
+
+def _why_rather(one: _Part, other: _Part) -> str:
+    """What speaks for one part against another; "" where the other is to be taken."""
+    if "history" in one.groups:
+        first, second = (_FILES.index(Path(part.file).stem) for part in (one, other))
+        return "the one that is shown" if first < second else ""
+    counts = (
+        (len(one.groups), len(other.groups), "more that belongs with it"),
+        (one.num_data, other.num_data, f"it for {one.num_data} data, not {other.num_data}"),
+        (one.num_estimates, other.num_estimates, "more estimates"),
+        (one.written, other.written, "a later one"),
+    )
+    for mine, yours, reason in counts:
+        if mine != yours:
+            return reason if mine > yours else ""
+    return ""
+
+
+def _fitted(part: Groups, others: Groups) -> Groups:
+    """The groups as far as they are of the same data as the others.
+
+    Raises:
+        ValueError: They are not, or do not fit otherwise.
+    """
+    whole = next(
+        (made for key, made in others.items() if "datum" in made.sizes and key not in _SOME_DATA), None
+    )
     fitted = {key: _of_same_data(made, whole) if key in _SLICED else made for key, made in part.items()}
     try:
         _check_gaps(fitted, whole)
-        build_tree({**groups, **fitted})
+        build_tree({**others, **fitted})
     except ValueError as error:
-        reason = str(error) if whole is None else _why_not(whole, part, str(error))
-        notes.append(f"{words} of {name}: left out, {reason}.")
-        return groups
-    notes += [
-        f"{key} of {name} is about {part[key].sizes['datum']} data, of which {made.sizes['datum']} are shown."
-        for key, made in fitted.items()
-        if "datum" in made.sizes and made.sizes["datum"] < part[key].sizes["datum"]
-    ]
-    return {key: {**groups, **fitted}[key] for key in SCHEMA if key in groups or key in fitted}
+        raise ValueError(str(error) if whole is None else _why_not(whole, part, str(error))) from error
+    return fitted
 
 
 def _of_same_data(made: xr.Dataset, whole: xr.Dataset | None) -> xr.Dataset:
@@ -161,6 +219,36 @@ def _why_not(whole: xr.Dataset, part: Groups, error: str) -> str:
     return error
 
 
+def _together(
+    parts: Parts, attrs: Mapping[str, Mapping[str, Any]], notes: list[str], facts: Mapping[str, Any]
+) -> xr.DataTree:
+    """One tree with the attributes of the first file that something was taken of, and the commands of the others."""
+    files = [name for name in attrs if any(part.file == name for part in parts.values())]
+    told = dict(attrs[files[0]]) if files else {}
+    for name in files[1:]:
+        if "command" in attrs[name]:
+            told[f"command_of_{Path(name).stem}"] = attrs[name]["command"]
+    groups = {key: made for part in parts.values() for key, made in part.groups.items()}
+    ordered = {key: groups[key] for key in SCHEMA if key in groups}
+    return build_tree(ordered, {**told, **facts, **({"notes": notes} if notes else {})})
+
+
+def _differ(key: str, known: Iterable[Mapping[str, Any]], about: Mapping[str, Any]) -> bool:
+    """Whether what a command says that it measured is another than what others say; not where one does not say."""
+    mine = about.get(key)
+    return mine is not None and any((other.get(key) or mine) != mine for other in known)
+
+
+def _whose(key: str, trained: Mapping[str, Any]) -> str:
+    return "the run that is in the folder now" if key in trained else "the other results"
+
+
+def _trained(folder: Path) -> dict[str, Any]:
+    """The model of the run in the folder, which may have been trained anew since something was measured."""
+    path = (folder if folder.is_dir() else folder.parent) / "model.pyrovae"
+    return {"model": hashlib.sha256(path.read_bytes()).hexdigest()} if path.is_file() else {}
+
+
 def _about(attrs: Mapping[Any, Any]) -> dict[str, Any]:
     """What a command says that it measured."""
     try:
@@ -168,11 +256,6 @@ def _about(attrs: Mapping[Any, Any]) -> dict[str, Any]:
     except json.JSONDecodeError:
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
-    """The first thing that both tell, and not alike."""
-    return next((key for key in _SAME if key in first and key in second and first[key] != second[key]), "")
 
 
 def _facts(folder: Path) -> dict[str, Any]:

@@ -1,19 +1,27 @@
 """Sentences on the guide: its importance weights, the reference posterior, and how its draws differ from that."""
 
 import math
-from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
 import xarray as xr
 
-from pyrovae.results.rows import NATS, Row, average, data_have, measured, number
+from pyrovae.results.guide_faults import (
+    are_means_wrong,
+    classified,
+    correlation_rows,
+    mean_error_noise,
+    over_data,
+    refusal_reasons,
+    wrong_widths,
+)
+from pyrovae.results.rows import Row, count_data, data_have, measured, number, some
+from pyrovae.results.significance import SURE
 from pyrovae.results.summary import comparison_row, khat_row, with_verdict, worst_row
 
 __all__ = ["guide_sentences"]
 
-_SURE: Final = 3.0  # standard errors from which a difference is called one
 _MOST: Final = 0.8  # the share of a direction that the latents named for it hold
 _MANY: Final = 3  # latents of which more are not named
 
@@ -34,7 +42,8 @@ def _say_khat(tree: xr.DataTree) -> Iterator[str]:
         return
     count, total = round(row.value * row.num_data), row.num_data + row.num_refused
     refused = f"; {data_have(row.num_refused)} no k-hat" if row.num_refused else ""
-    yield f"Importance weights cannot be trusted for {count} of {total} data (k-hat above {row.subject}){refused}."
+    over = count_data(count, total)
+    yield f"Importance weights cannot be trusted for {over} (k-hat above {row.subject}){refused}."
 
 
 def _say_reference(tree: xr.DataTree) -> Iterator[str]:
@@ -43,25 +52,24 @@ def _say_reference(tree: xr.DataTree) -> Iterator[str]:
         return
     ok = with_verdict(tree, diagnostics.sizes["datum"])
     worst = [row for name in ("rhat", "ess_bulk", "ess_tail") if (row := worst_row(tree, name))]
+    if not worst and not ok.any():
+        yield f"No reference posterior was drawn for any datum{refusal_reasons(tree)}."
+        return
     seen = ", ".join(f"{row.quantity} {row.value:.4g}" for row in worst)
-    yield (
-        f"The reference posterior converged for {int(ok.sum())} of {ok.size} data"
-        f"{f' ({seen} over all)' if seen else ''}{_refusals(tree)}."
-    )
+    over = f" ({seen} over all)" if seen else ""
+    yield f"The reference posterior converged for {count_data(int(ok.sum()), ok.size)}{over}{_refusals(tree)}."
+    if any("divergences" in str(reason) for reason in diagnostics["reason"].values):
+        yield (
+            "Shorter steps may give a verdict where draws diverged: --target-accept-prob 0.9, which is "
+            "reference={'target_accept_prob': 0.9} of pyrovae.audit."
+        )
 
 
 def _refusals(tree: xr.DataTree) -> str:
     """A clause on the data that have no verdict, with the reasons, most frequent first."""
     diagnostics = measured(tree, "diagnostics", "verdict")
-    if diagnostics is None:
-        return ""
-    refused = diagnostics["verdict"].values != "ok"
-    if not refused.any():
-        return ""
-    reasons = diagnostics["reason"].values[refused] if "reason" in diagnostics else []
-    counts = Counter(str(reason) for reason in reasons if reason).most_common(3)
-    told = f" ({', '.join(f'{reason}: {count}' for reason, count in counts)})" if counts else ""
-    return f"; {data_have(int(refused.sum()))} no verdict because the reference did not converge{told}"
+    refused = 0 if diagnostics is None else int((diagnostics["verdict"].values != "ok").sum())
+    return f"; {data_have(refused)} no verdict{refusal_reasons(tree)}" if refused else ""
 
 
 def _say_width(tree: xr.DataTree) -> Iterator[str]:
@@ -72,16 +80,19 @@ def _say_width(tree: xr.DataTree) -> Iterator[str]:
         yield _refuse(tree, "the width of the guide", row)
         return
     yield (
-        f"{_width(row)}: its standard deviations are {number(row)} of the posterior's on average over {row.num_data} "
-        f"of {row.num_data + row.num_refused} data{_latent_range(tree)}."
+        f"{_width(row)}: its standard deviations are {number(row)} of the posterior's on average over {_kept(row)}"
+        f"{_latent_range(tree)}."
     )
 
 
 def _width(row: Row) -> str:
-    margin = _SURE * row.std_error
-    if abs(row.value - 1) <= margin:
+    if abs(row.value - 1) <= SURE * row.std_error:
         return "No error in the average width of the guide was found"
     return f"The guide is too {'narrow' if row.value < 1 else 'wide'}"
+
+
+def _kept(row: Row) -> str:
+    return count_data(row.num_data, row.num_data + row.num_refused)
 
 
 def _latent_range(tree: xr.DataTree) -> str:
@@ -98,19 +109,15 @@ def _latent_range(tree: xr.DataTree) -> str:
 
 def _say_direction(tree: xr.DataTree) -> Iterator[str]:
     """Which latents are too narrow or too wide, and how narrow the guide is where it is narrowest."""
-    found = _over_data(tree, "narrowest_sd_ratio")
+    found = over_data(tree, "narrowest_sd_ratio")
     if found is None or found.num_data == 0:
         return
     comparison = tree["comparison"].to_dataset()
     kept = comparison.isel(datum=with_verdict(tree, comparison.sizes["datum"]))
-    rows = [
-        average(*columns)
-        for columns in zip(kept["sd_ratio"].T.values, kept["sd_ratio_std_error"].T.values, strict=True)
-    ]
-    narrow = sum(value < 1 - _SURE * error for value, error, _ in rows)
-    wide = sum(value > 1 + _SURE * error for value, error, _ in rows)
-    start = f"It is too narrow in {narrow} and too wide in {wide} of {len(rows)} latents"
-    if found.value >= 1 - _SURE * found.std_error:
+    narrow, wide = wrong_widths(tree)
+    total = comparison.sizes["latent"]
+    start = f"It is too narrow in {len(narrow)} and too wide in {len(wide)} of {some(total, 'latent')}"
+    if found.value >= 1 - SURE * found.std_error:
         yield f"{start}, and in no direction was it found too narrow."
         return
     yield (
@@ -136,75 +143,50 @@ def _say_location(tree: xr.DataTree) -> Iterator[str]:
     if math.isnan(row.std_error):
         yield _refuse(tree, "the means of the guide", row)
         return
-    yield (
-        f"The means of the guide are off by {number(row)} posterior standard deviations on average over "
-        f"{row.num_data} of {row.num_data + row.num_refused} data{_noise(tree)}."
-    )
-
-
-def _noise(tree: xr.DataTree) -> str:
-    """A clause on the error of the mean that a perfect guide would show."""
-    comparison = measured(tree, "comparison", "mean_error_std_error")
-    if comparison is None:
-        return ""
-    errors = comparison["mean_error_std_error"].values[with_verdict(tree, comparison.sizes["datum"])]
-    # E|e| of a normal error is sqrt(2 / pi) of its standard deviation.
-    return f", where Monte Carlo error alone would give {math.sqrt(2 / math.pi) * np.nanmean(errors):.2g}"
+    noise = mean_error_noise(tree)
+    alone = "" if noise is None else f", where Monte Carlo error alone would give {noise:.2g}"
+    is_wrong = are_means_wrong(tree, row)
+    start = "The means of the guide" if is_wrong else "No error in the means of the guide was found: they"
+    yield f"{start} are off by {number(row)} posterior standard deviations on average over {_kept(row)}{alone}."
 
 
 def _say_correlation(tree: xr.DataTree) -> Iterator[str]:
-    found, noise = _over_data(tree, "correlation_error"), _over_data(tree, "correlation_error_noise")
-    if found is None or noise is None or found.num_data == 0:
+    rows = correlation_rows(tree)
+    if rows is None:
         return
+    found, noise = rows
+    is_wrong = found.value - noise.value > SURE * found.std_error
+    start = "Its correlations between latents" if is_wrong else "No error in its correlations was found: they"
     yield (
-        f"Its correlations between latents are off by {number(found)} (root mean square over pairs, averaged over "
-        f"data), where Monte Carlo error alone would give {noise.value:.2g}."
+        f"{start} are off by {number(found)} (root mean square over pairs, averaged over data), where Monte Carlo "
+        f"error alone would give {noise.value:.2g}."
     )
 
 
 def _say_divergence(tree: xr.DataTree) -> Iterator[str]:
-    found = _over_data(tree, "jeffreys")
+    found = over_data(tree, "jeffreys")
     if found is not None and found.num_data:
-        yield f"Guide and posterior are {number(found)} nats per datum apart, KL both ways."
+        yield f"Guide and posterior are {number(found)} nats per datum apart, the sum of the KL both ways."
 
 
 def _say_classifier(tree: xr.DataTree) -> Iterator[str]:
-    """The classifier saw the draws of all data, also of those whose reference has no verdict."""
-    comparison = measured(
-        tree, "comparison", "classifier_auc", "classifier_auc_std_error", "classifier_p_value"
-    )
-    if comparison is None or not math.isfinite(comparison["classifier_auc"]):
+    """What it tells apart may be the draws of data without verdict alone: then it says nothing of the guide."""
+    found = classified(tree)
+    if found is None:
         return
-    ok = with_verdict(tree, comparison.sizes["datum"])
-    if not ok.any():
-        return
-    auc, error, p_value = (
-        float(comparison[f"classifier_{name}"]) for name in ("auc", "auc_std_error", "p_value")
-    )
-    row = Row("auc", "", auc, error, "probability", "none", ok.size, 0)
-    doubt = f"; {data_have(int((~ok).sum()))} no verdict on the reference" if not ok.all() else ""
-    tells = "tells" if auc > 0.5 + _SURE * error else "cannot tell"
-    size = f"p = {p_value:.1g}" if p_value >= 1e-6 else "p < 1e-6"
+    auc, refused = found.auc, found.auc.num_refused
+    tells = "tells" if auc.value > 0.5 + SURE * auc.std_error else "cannot tell"
+    is_doubtful = refused and tells == "tells" and auc.value <= found.chance + SURE * auc.std_error
+    alone = ", which alone could make it so" if is_doubtful else ""
+    doubt = f"; {data_have(refused)} no verdict on the reference{alone}" if refused else ""
+    size = f"p = {found.p_value:.1g}" if found.p_value >= 1e-6 else "p < 1e-6"
     yield (
-        f"A classifier {tells} draws of the guide from those of the reference: its AUC is {number(row)}, {size}, where "
+        f"A classifier {tells} draws of the guide from those of the reference: its AUC is {number(auc)}, {size}, where "
         f"0.5 is chance{doubt}."
     )
-
-
-def _over_data(tree: xr.DataTree, variable: str) -> Row | None:
-    """The mean of a variable over the data that have a verdict; `comparison_row` for what `summary` does not show."""
-    comparison = measured(tree, "comparison", variable)
-    if comparison is None:
-        return None
-    values = comparison[variable].values.astype(float)
-    values[~with_verdict(tree, len(values))] = np.nan
-    errors = comparison.get(f"{variable}_std_error", xr.zeros_like(comparison[variable])).values
-    value, error, count = average(values, errors)
-    return Row(variable, variable, value, error, NATS, "none", count, len(values) - count)
 
 
 def _refuse(tree: xr.DataTree, what: str, row: Row) -> str:
     if measured(tree, "diagnostics", "verdict") is None:
         return f"No verdict on {what}: whether the reference converged was not measured."
-    total = row.num_data + row.num_refused
-    return f"No verdict on {what}: {row.num_data} of {total} data can be compared{_refusals(tree)}."
+    return f"No verdict on {what}: {_kept(row)} can be compared{_refusals(tree)}."

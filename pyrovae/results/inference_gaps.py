@@ -3,18 +3,27 @@
 import math
 from collections import Counter
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import xarray as xr
 from jaxtyping import Bool
 
-from pyrovae.results.rows import NATS, Row, average, data_have, measured, number
+from pyrovae.results.rows import NATS, Row, average, count_data, data_have, measured, number, with_error
 from pyrovae.results.sandwich import half_gap
+from pyrovae.results.significance import SURE, WORTH, is_above_zero, is_worth
 
-__all__ = ["inference_gap_rows", "inference_gap_sentences", "sandwich_margin", "trusted"]
+__all__ = [
+    "GapParts",
+    "full_gain",
+    "gap_cause",
+    "gap_parts",
+    "inference_gap_rows",
+    "inference_gap_sentences",
+    "sandwich_margin",
+    "trusted",
+]
 
-_SURE: Final = 3.0  # standard errors from which a difference is called one
 _FEW: Final = 20  # data, below which a worst tenth says nothing
 _NAMES: Final = {
     "inference_gap": "inference gap, log p(x) - ELBO",
@@ -34,6 +43,15 @@ _WANTED: Final = (
     "verdict",
     "reason",
 )
+
+
+class GapParts(NamedTuple):
+    """log p(x) - ELBO on average over the data that have a verdict, its two parts, and their paired difference."""
+
+    whole: Row
+    approximation: Row
+    amortization: Row
+    difference: Row
 
 
 def inference_gap_rows(tree: xr.DataTree) -> Iterator[Row]:
@@ -76,10 +94,53 @@ def trusted(gaps: xr.Dataset) -> Bool[np.ndarray, " n"]:
     return np.asarray(gaps["verdict"].values == "ok")
 
 
+def gap_parts(tree: xr.DataTree) -> GapParts | None:
+    """The whole gap, the approximation and the amortization gap, and the second minus the third, paired by datum.
+
+    None where they were not measured, or for no datum that can be trusted.
+    """
+    names = ("inference_gap", "approximation_gap", "amortization_gap")
+    rows = {row.subject: row for row in inference_gap_rows(tree)}
+    if not set(names) <= set(rows) or any(math.isnan(rows[name].std_error) for name in names):
+        return None
+    whole, approximation, amortization = (rows[name] for name in names)
+    return GapParts(whole, approximation, amortization, _paired(tree, *names[1:]))
+
+
+def gap_cause(parts: GapParts) -> str:
+    """The larger part, "family" or "amortization", where it is surely larger, and surely above 0.1 nats.
+
+    "either" where it cannot be told which is larger, "" where nothing is surely above 0.1 nats, the whole neither.
+    """
+    whole, approximation, amortization, difference = parts
+    if is_worth(approximation) and difference.value > SURE * difference.std_error:
+        return "family"
+    if is_worth(amortization) and -difference.value > SURE * difference.std_error:
+        return "amortization"
+    return "either" if any(map(is_worth, (whole, approximation, amortization))) else ""
+
+
+def full_gain(tree: xr.DataTree) -> Row | None:
+    """What the best full Gaussian gains over the best diagonal one, where a diagonal guide would surely win by it."""
+    gain = {row.subject: row for row in inference_gap_rows(tree)}.get("full_over_diagonal")
+    is_diagonal = gain is not None and tree["gaps"].attrs.get("family") == "diagonal"
+    return gain if gain is not None and is_diagonal and is_worth(gain) else None
+
+
+def _paired(tree: xr.DataTree, one: str, other: str) -> Row:
+    """The mean of a difference over the data that can be trusted; log p(x), which is in the first, may be a middle."""
+    gaps = tree["gaps"].to_dataset()
+    kept = trusted(gaps)
+    values, errors = _difference(gaps, one, other)
+    value, error, count = average(np.where(kept, values, np.nan), errors)
+    error = math.hypot(error, sandwich_margin(tree, kept))
+    return Row(f"{one} - {other}", "", value, error, NATS, "none", count, kept.size - count)
+
+
 def inference_gap_sentences(tree: xr.DataTree) -> Iterator[str]:
     """How many nats the bound loses, to which cause, for how many data nothing can be said, and what to change.
 
-    A difference is called one from 3 standard errors on.
+    A difference is called one from 3 standard errors on; a change is named only for what is surely above 0.1 nats.
 
     Examples:
         >>> list(inference_gap_sentences(xr.DataTree()))
@@ -96,7 +157,7 @@ def inference_gap_sentences(tree: xr.DataTree) -> Iterator[str]:
         yield from _say_other(gaps, rows, kept)
     else:
         yield from _say_split(gaps, rows, kept)
-        yield from _say_cure(tree, rows, kept)
+        yield from _say_cure(tree, rows["inference_gap"], kept)
 
 
 def _columns(gaps: xr.Dataset) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -140,66 +201,80 @@ def _say_split(gaps: xr.Dataset, rows: dict[str, Row], kept: Bool[np.ndarray, " 
     total, near, far = (rows[name] for name in ("inference_gap", "approximation_gap", "amortization_gap"))
     family = gaps.attrs["family"]
     yield (
-        f"The ELBO lies {number(total)} nats per datum below log p(x) on average over {total.num_data} of {kept.size} "
-        f"data: {number(near)} are lost to the {family} Gaussian family, {number(far)} to amortization"
-        f"{_refusals(gaps, kept)}."
+        f"The ELBO lies {number(total)} nats per datum below log p(x) on average over "
+        f"{count_data(total.num_data, kept.size)}: {number(near)} are lost to the {family} Gaussian family, "
+        f"{number(far)} to amortization{_refusals(gaps, kept)}."
     )
     if "predicted_approximation_gap" in rows and family == "diagonal":
-        predicted = rows["predicted_approximation_gap"].value
-        yield f"The curvature at the mode alone predicts {predicted:.3g} nats for the family."
+        predicted = rows["predicted_approximation_gap"]
+        yield f"The curvature at the mode alone predicts {_few_digits(predicted.value)} nats for the family."
 
 
-def _say_cure(tree: xr.DataTree, rows: dict[str, Row], kept: Bool[np.ndarray, " n"]) -> Iterator[str]:
-    total, gaps = rows["inference_gap"], tree["gaps"].to_dataset()
-    if not total.value > _SURE * total.std_error:
+def _say_cure(tree: xr.DataTree, total: Row, kept: Bool[np.ndarray, " n"]) -> Iterator[str]:
+    parts = gap_parts(tree)
+    if parts is None or math.isnan(total.std_error):
+        yield "No verdict on the cause: the gaps have no error bar."
+    elif not is_above_zero(total):
         yield "No gap was found that is above its error: there is nothing to change."
-        return
-    near, far = "approximation_gap", "amortization_gap"
-    errors = np.hypot(gaps[f"{near}_std_error"].values, gaps[f"{far}_std_error"].values)
-    differences = np.where(kept, gaps[far].values - gaps[near].values, np.nan)
-    value, error, _ = average(differences, errors)
-    if abs(value) <= _SURE * math.hypot(error, sandwich_margin(tree, kept)):
-        yield "Which of the two is larger cannot be told from these data."
-    elif value > 0:
-        yield _cure_amortization(gaps, rows[far], kept)
     else:
-        yield _cure_family(gaps, rows[near], rows["full_over_diagonal"])
+        yield {
+            "": f"That is not surely above {WORTH} nats, below which no change is advised.",
+            "either": "Which part is the larger cannot be told from these data.",
+            "family": _cure_family(tree, parts.approximation),
+            "amortization": _cure_amortization(tree["gaps"].to_dataset(), parts.amortization, kept),
+        }[gap_cause(parts)]
 
 
 def _cure_amortization(gaps: xr.Dataset, far: Row, kept: Bool[np.ndarray, " n"]) -> str:
-    values = np.sort(gaps["amortization_gap"].values[kept])
+    # A gap below zero is noise, and no share of what is lost.
+    values = np.fmax(np.sort(gaps["amortization_gap"].values[kept]), 0.0)
     tenth = max(1, round(values.size / 10))
-    share = f", {100 * values[-tenth:].sum() / values.sum():.0f} % of it by the worst tenth of the data"
-    lost = f"Most is lost to amortization{share if values.size >= _FEW else ''}"
+    share = ""
+    if values.size >= _FEW and values.sum() > 0:
+        share = f", {100 * values[-tenth:].sum() / values.sum():.0f} % of it by the worst tenth of the data"
     return (
-        f"{lost}: a larger encoder, one trained longer or on more data, or a few steps of optimization per datum from "
-        f"its output could win up to {far.value:.2g} nats; a richer family could not."
+        f"Most is lost to amortization{share}: a larger encoder, one trained longer or on more "
+        f"data, or a few steps of optimization per datum from its output could win up to {far.value:.2g} nats; a "
+        "richer family could not."
     )
 
 
-def _cure_family(gaps: xr.Dataset, near: Row, richer: Row) -> str:
+def _cure_family(tree: xr.DataTree, near: Row) -> str:
     start = f"Most is lost to the family: a larger encoder could not win these {near.value:.2g} nats"
-    if gaps.attrs["family"] == "diagonal" and richer.value > _SURE * richer.std_error:
-        won = f"a full-covariance guide could win up to {richer.value:.2g} of them"
+    gain = full_gain(tree)
+    if gain is None:
+        return f"{start}; a flow or a mixture could."
+    if is_worth(_paired(tree, "log_evidence", "elbo_full")):
+        won = f"a full-covariance guide could win up to {gain.value:.2g} of them"
         return f"{start}; {won}, a flow or a mixture the rest."
-    return f"{start}; a flow or a mixture could."
+    return f"{start}; a full-covariance guide could."
 
 
 def _say_other(gaps: xr.Dataset, rows: dict[str, Row], kept: Bool[np.ndarray, " n"]) -> Iterator[str]:
     total, below = rows["inference_gap"], rows["guide_below_full"]
     why = str(gaps.attrs.get("family_reason", "")) or "it is of another family"
     yield (
-        f"The ELBO lies {number(total)} nats per datum below log p(x) on average over {total.num_data} of {kept.size} "
-        "data; no verdict on how much of it is lost to amortization, because the best guide of its family was not "
-        f"sought ({why})."
+        f"The ELBO lies {number(total)} nats per datum below log p(x) on average over "
+        f"{count_data(total.num_data, kept.size)}; no verdict on how much of it is lost to amortization, because the "
+        f"best guide of its family was not sought ({why})."
     )
-    if abs(below.value) <= _SURE * below.std_error:
+    if not abs(below.value) > SURE * below.std_error:
         yield "No difference was found between the guide and the best full Gaussian for each datum alone."
         return
     side = "below" if below.value > 0 else "above"
     size = number(below._replace(value=abs(below.value)))
-    cure = "; a full Gaussian optimized for each datum would do better" if below.value > 0 else ""
+    cure = "; a full Gaussian optimized for each datum would do better" if is_worth(below) else ""
     yield f"The guide lies {size} nats {side} the best full Gaussian for each datum alone{cure}."
+
+
+def _few_digits(value: float) -> str:
+    """Three digits, without those that rounding made.
+
+    Examples:
+        >>> _few_digits(1.8836), _few_digits(-1e-16)
+        ('1.88', '0')
+    """
+    return f"{value:.3g}" if abs(value) > 1e-6 else "0"
 
 
 def _refusals(gaps: xr.Dataset, kept: Bool[np.ndarray, " n"]) -> str:
@@ -211,6 +286,15 @@ def _refusals(gaps: xr.Dataset, kept: Bool[np.ndarray, " n"]) -> str:
     missed, refused = int((verdict == "not optimized").sum()), int((verdict == "no verdict").sum())
     clauses = [f"{data_have(refused)} no verdict"] if refused else []
     clauses += [f"{missed} were not optimized"] if missed else []
-    least = (gaps["elbo_full"].values - gaps["elbo"].values)[~kept]
-    above = f", where the best full Gaussian lies {least.mean():.2f} nats above the guide" if refused else ""
-    return f"; {' and '.join(clauses)} ({told}){above}"
+    return f"; {' and '.join(clauses)} ({told}){_at_least(gaps, ~kept & (gaps['verdict'].values == 'no verdict'))}"
+
+
+def _at_least(gaps: xr.Dataset, refused: Bool[np.ndarray, " n"]) -> str:
+    """A clause on what the guide loses for sure where log p(x) is not known."""
+    values, errors = _difference(gaps, "elbo_full", "elbo")
+    value, error, count = average(np.where(refused, values, np.nan), errors)
+    return (
+        f", where the best full Gaussian lies {with_error(value, error)} nats above the guide"
+        if count
+        else ""
+    )

@@ -10,8 +10,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import xarray as xr
 
+from pyrovae.results.headline import best_gap
 from pyrovae.results.inference_gaps import inference_gap_rows
-from pyrovae.results.rows import measured
+from pyrovae.results.rows import Row, measured
 from pyrovae.results.sandwich import sandwich_rows
 from pyrovae.results.schema import SCHEMA
 from pyrovae.results.storage import content_hash
@@ -36,7 +37,7 @@ NAMES: Final[Mapping[str, str]] = {
     "mean_error": "the guide's error of the mean, in posterior sds",
     "sd_ratio": "the guide's sd over the posterior's",
     "wasserstein2": "the guide's distance to the posterior",
-    "simulated_gap": "KL of guide and posterior both ways, on simulated data",
+    "simulated_gap": "sum of the KL of guide and posterior both ways, on simulated data",
     "inference_gap": "nats lost in all, where its parts are known",
     "approximation_gap": "nats lost to the guide's family",
     "amortization_gap": "nats lost to amortization",
@@ -59,9 +60,9 @@ _GATE: Final = re.compile(r"\s*([A-Za-z][\w.-]*?)\s*(<=|>=|<|>)\s*(\S+)\s*")
 class Gate(NamedTuple):
     """A condition on one row under which an audit fails.
 
-    >>> rows = {"rhat": {"value": 1.02}}
-    >>> Gate("rhat", ">", 1.01).fails(rows), Gate("gap", ">", 1.0).fails(rows)
-    (True, None)
+    >>> rows = {"rhat": {"value": 1.02}, "khat": {"value": -math.inf}}
+    >>> Gate("rhat", ">", 1.01).fails(rows), Gate("khat", ">", 0.7).fails(rows), Gate("gap", ">", 1.0).fails(rows)
+    (True, False, None)
     """
 
     name: str
@@ -69,9 +70,9 @@ class Gate(NamedTuple):
     limit: float
 
     def fails(self, rows: Mapping[str, Mapping[str, Any]]) -> bool | None:
-        """Whether the condition holds; None if the row was not measured."""
-        value = rows.get(self.name, {}).get("value")
-        return None if value is None else bool(_OPERATORS[self.operator](value, self.limit))
+        """Whether the condition holds; None if the row was not measured; an infinite value was."""
+        value = rows.get(self.name, {}).get("value", math.nan)
+        return None if math.isnan(value) else bool(_OPERATORS[self.operator](value, self.limit))
 
     def __str__(self) -> str:
         return f"{self.name}{self.operator}{self.limit:g}"
@@ -108,7 +109,10 @@ def _gate(text: str) -> Gate:
 
 
 def audit_record(tree: xr.DataTree) -> dict[str, Any]:
-    """What `audit.json` holds: plain values, null for what is not a number.
+    """What `audit.json` holds: plain values, null for what was not measured, "Infinity" or "-Infinity" for those.
+
+    The largest k-hat is -Infinity where all weights are equal, as those of the posterior itself are, and Infinity where
+    a tail cannot be fitted; `float` of Python and `Number` of JavaScript read both words.
 
     Returns:
         `format`, `version`; `rows`, {name: the row of `summary`}, with the largest k-hat beside them; `sentences`;
@@ -126,7 +130,9 @@ def audit_record(tree: xr.DataTree) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": VERSION,
-        "rows": keyed_rows(tree),
+        "rows": {
+            name: {key: _plain(value) for key, value in row.items()} for name, row in keyed_rows(tree).items()
+        },
         "sentences": verdict_sentences(tree),
         **nested,
         **plain,
@@ -145,22 +151,24 @@ def keyed_rows(tree: xr.DataTree) -> dict[str, dict[str, Any]]:
     names = _names(tree)
     rows: dict[str, dict[str, Any]] = {}
     for quantity, row in summary(tree).iterrows():
-        values = {str(name): _plain(value) for name, value in row.items()}
-        rows.setdefault(names.get(str(quantity), _slug(str(quantity))), {"quantity": str(quantity), **values})
+        name = names.get(str(quantity), _slug(str(quantity)))
+        rows.setdefault(name, {"quantity": str(quantity), **{str(key): value for key, value in row.items()}})
+    single = {"gap": best_gap(tree), "khat": _largest_khat(tree)}
+    return rows | {
+        name: {key: value for key, value in row._asdict().items() if key != "subject"}
+        for name, row in single.items()
+        if row is not None
+    }
+
+
+def _largest_khat(tree: xr.DataTree) -> Row | None:
     diagnostics = measured(tree, "diagnostics", "khat")
-    if diagnostics is not None:
-        khat = diagnostics["khat"].values
-        known = khat[~np.isnan(khat)]
-        rows["khat"] = {
-            "quantity": "largest k-hat",
-            "value": _plain(float(known.max())) if known.size else None,
-            "std_error": None,
-            "unit": "shape",
-            "direction": "none",
-            "num_data": known.size,
-            "num_refused": khat.size - known.size,
-        }
-    return rows
+    if diagnostics is None:
+        return None
+    khat = diagnostics["khat"].values
+    known = khat[~np.isnan(khat)]
+    value = float(known.max()) if known.size else math.nan
+    return Row("khat", "largest k-hat", value, math.nan, "shape", "none", known.size, khat.size - known.size)
 
 
 def has_verdict(tree: xr.DataTree) -> bool:
@@ -176,8 +184,7 @@ def _names(tree: xr.DataTree) -> dict[str, str]:
     """{quantity: name} of the rows that are not called by a group and a variable of it."""
     names = {row.quantity: f"log_evidence.{row.subject}" for row in evidence_rows(tree)}
     names |= {row.quantity: _OF_SANDWICH[row.subject] for row in sandwich_rows(tree)}
-    for i, row in enumerate(gap_rows(tree)):
-        names[row.quantity] = f"gap.{_slug(row.subject)}" if i else "gap"
+    names |= {row.quantity: f"gap.{_slug(row.subject)}" for row in gap_rows(tree)}
     names |= {
         row.quantity: row.subject if row.subject in NAMES else f"gaps.{row.subject}"
         for row in inference_gap_rows(tree)
@@ -196,4 +203,6 @@ def _slug(quantity: str) -> str:
 
 def _plain(value: Any) -> Any:
     value = value.item() if isinstance(value, np.generic) else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return None if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
