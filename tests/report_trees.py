@@ -9,10 +9,12 @@ from pyrovae.results import build_tree, group
 N, D = 12, 3
 
 
-def gaps_group(approximation: float = 2.0, amortization: float = 0.5, **changes: object) -> xr.Dataset:
-    """Gaps of `N` data around these means, with a spread of a tenth of a nat and small Monte Carlo errors."""
+def gaps_group(
+    approximation: float = 2.0, amortization: float = 0.5, *, spread: float = 0.1, **changes: object
+) -> xr.Dataset:
+    """Gaps of `N` data around these means, with Monte Carlo errors that are a tenth of their spread."""
     rng = np.random.default_rng(1)
-    near, far = (mean + 0.1 * rng.standard_normal(N) for mean in (approximation, amortization))
+    near, far = (mean + spread * rng.standard_normal(N) for mean in (approximation, amortization))
     values = {
         "log_evidence": np.zeros(N),
         "elbo": -near - far,
@@ -20,7 +22,7 @@ def gaps_group(approximation: float = 2.0, amortization: float = 0.5, **changes:
         "elbo_full": -near / 4,
     }
     values |= {"approximation_gap": near, "amortization_gap": far, "inference_gap": near + far}
-    errors = {f"{name}_std_error": np.full(N, 0.01) for name in values}
+    errors = {f"{name}_std_error": np.full(N, spread / 10) for name in values}
     words = {"verdict": np.full(N, "ok"), "reason": np.full(N, "", "U64")} | changes
     arrays = {name: (("datum",), array) for name, array in {**values, **errors, **words}.items()}
     return group("gaps", arrays, {"family": "diagonal"})

@@ -49,9 +49,10 @@ def test_points_are_the_bias_and_hollow_where_it_is_none() -> None:
     for ax, first, second in zip(figure.axes, (10, 0.1), (10, 5.0), strict=True):
         assert markers(ax) == [(first, pytest.approx(1.0), True), (second, pytest.approx(height), False)]
         assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
-    assert legend(figure) == ["IWAE (too low)", "not distinguishable from 0: |error| below the marker"]
+    assert legend(figure) == ["IWAE (too low)", "not told from 0: the marker is |error| + 2 standard errors"]
     assert title(figure) == (
-        "IWAE with 100 draws errs by less than 0.38 nats on average; the truth is known by exact value for 2 of 2 data"
+        "IWAE with 100 draws has a mean error of -0.10 ± 0.14 nats, not told from 0; the truth is known by exact value "
+        "for 2 of 2 data"
     )
 
 
@@ -63,7 +64,8 @@ def test_the_title_tells_how_well_the_sandwich_closed() -> None:
     ]
     figure = plot_evidence_cost(sandwich_tree(*table))
     assert title(figure) == (
-        "IWAE with 1000 draws errs by 1.2 ± 0.03 nats on average; the sandwich closes to 0.04 nats for 2 of 3 data"
+        "IWAE with 1000 draws has a mean error of -1.220 ± 0.026 nats; the ends of the sandwich are 0.040 ± 0.010 nats "
+        "apart for 2 of 3 data"
     )
     assert legend(figure) == ["IWAE (too low)", "the truth is known to 0.02 nats (sandwich)"]
 

@@ -14,6 +14,7 @@ from report_trees import report_groups, report_tree
 from trees import all_groups
 
 from pyrovae.reporting.report import render_report, write_report
+from pyrovae.reporting.report_links import Place, linked
 from pyrovae.reporting.svg import inline_svg, page_style
 from pyrovae.results import build_tree
 from pyrovae.results.advice import advice
@@ -152,7 +153,11 @@ def test_tables_and_figures_can_be_read_aloud(page: Page) -> None:
     assert all(attrs.get("scope") in ("col", "row") for attrs in page.all("th"))
     assert len(page.all("table")) == len(page.all("caption"))
     svgs = page.all("svg")
-    assert len(svgs) == len(page.all("figure")) == len(page.all("figcaption")) == 8
+    assert len(page.all("figure")) == len(page.all("figcaption")) == 8
+    assert len(svgs) == 2 * 8  # each laid out for narrow screens too
+    assert all(
+        row.get("role") == "row" for row in page.all("tr")
+    )  # which a table laid out in lines would lose
     assert all(attrs["role"] == "img" and len(attrs["aria-label"] or "") > 40 for attrs in svgs)
     assert all("viewbox" in attrs and "width" not in attrs for attrs in svgs)
 
@@ -180,6 +185,50 @@ def test_a_figure_that_refuses_is_told() -> None:
         "No figure “Estimates of log p(x)”: the figure needs 'elbo' and another method"
         in Page(render_report(tree)).text
     )
+
+
+def test_a_figure_that_fails_leaves_its_reason_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = report_groups()
+    tree = build_tree({name: groups[name] for name in ("history", "gaps", "decomposition")})
+    monkeypatch.setattr("pyrovae.reporting.report_figures.plot_gaps", _divide)
+    text = Page(render_report(tree)).text
+    reason = "No figure “Where the ELBO loses”: drawing it failed (ZeroDivisionError: by zero)."
+    assert text.index("Figure 1.") < text.index(reason) < text.index("Figure 2. The ELBO is")
+    assert "Figure 3." not in text
+
+
+def _divide(_: object) -> None:
+    raise ZeroDivisionError("by zero")
+
+
+def test_sentences_and_advice_link_to_the_rows_of_their_numbers(text: str) -> None:
+    rows = dict(re.findall(r'id="(number-\d+)".*?</th><td[^>]*>(.*?)</td>', text))
+    said = re.findall(r"<li>(.*?)</li>", text)
+    linked = [
+        (sentence, rows[row]) for sentence in said for row in re.findall(r'href="#(number-\d+)"', sentence)
+    ]
+    assert len(linked) > 8
+    assert all(value in sentence for sentence, value in linked)
+    width = next(sentence for sentence in said if sentence.startswith("The guide is too narrow"))
+    assert re.search(
+        r'href="#number-\d+">row \d+</a>, <a class="source" href="#figure-draws">figure \d</a>', width
+    )
+    advised = text[text.index('class="advice"') :]
+    assert "number-" in advised[: advised.index("</ul>")]
+
+
+def test_a_number_is_known_as_a_whole() -> None:
+    """Planted: the same digits with others before or behind them."""
+    numbers = {"0.8 ± 0.1": Place("number-1", "row 1")}
+    for near in ("10.8 ± 0.1", "-0.8 ± 0.1", "0.8 ± 0.12"):
+        assert linked(f"It is {near} nats.", "", numbers, []).places == [Place("numbers", "the numbers")]
+    assert linked("It is 0.8 ± 0.1 nats.", "", numbers, []).places == [Place("number-1", "row 1")]
+
+
+def test_what_made_the_numbers_is_told_only_where_it_is_known() -> None:
+    assert "Which command made these numbers is not recorded." in Page(render_report(build_tree({}))).text
+    known = build_tree({}, {"command": '{"command": "audit", "num_data": 16, "model": "ab", "seed": 3}'})
+    assert "pyrovae audit RUN --num-data 16 --seed 3" in Page(render_report(known)).text
 
 
 def test_the_same_tree_gives_the_same_page_and_it_is_small(text: str) -> None:

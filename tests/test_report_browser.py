@@ -23,8 +23,11 @@ const box = e => { const r = e.getBoundingClientRect(); return [r.width, r.heigh
 const ink = s => getComputedStyle(document.querySelector(s)).color;
 addEventListener("load", () => parent.postMessage(JSON.stringify({
   width: [document.documentElement.scrollWidth, document.documentElement.clientWidth],
-  svgs: [...document.querySelectorAll("figure svg")].map(box),
-  pictures: [...document.querySelectorAll("figure image")].map(box),
+  svgs: [...document.querySelectorAll("figure svg")].map(box).filter(size => size[0] > 0),
+  letters: [...document.querySelectorAll("figure text")].filter(e => box(e)[0] > 0).map(e =>
+    [parseFloat(getComputedStyle(e).fontSize) * Math.hypot(e.getScreenCTM().a, e.getScreenCTM().b), e.textContent]),
+  pictures: [...document.querySelectorAll("figure image")].map(box).filter(size => size[0] > 0),
+  cut: [...document.querySelectorAll(".scroll, figure div, pre")].filter(e => e.scrollWidth > e.clientWidth).length,
   asked: performance.getEntriesByType("resource").map(e => e.name),
   paper: getComputedStyle(document.documentElement).backgroundColor,
   inks: ["body", "a.source", "figcaption", "caption", ".about", "figure text"].map(s =>
@@ -84,15 +87,19 @@ def test_every_figure_is_seen_and_nothing_scrolls_sideways(page: Path, tmp_path:
     seen = measure(page, tmp_path, width)
     assert seen["width"] == [width, width]
     assert len(seen["svgs"]) == 8
-    assert all(size[0] > 300 and size[1] > 80 for size in seen["svgs"])
+    assert all(300 < size[0] <= width and size[1] > 80 for size in seen["svgs"])
+    assert not seen["cut"]
+    assert min(seen["letters"])[0] > 7  # pixels
     assert seen["pictures"]
     assert all(min(size) > 1 for size in seen["pictures"])
     assert not seen["asked"]
 
 
 def test_the_probe_sees_a_page_that_scrolls(page: Path, tmp_path: Path) -> None:
-    """Planted: a table without its own scrolling container."""
-    seen = measure(page, tmp_path, 380, style="<style>.scroll { overflow: visible }</style>")
+    """Planted: tables as wide as on a desk, first in their scrolling containers, then without these."""
+    wide = ".scroll table { width: 60rem }"
+    assert measure(page, tmp_path, 380, style=f"<style>{wide}</style>")["cut"] == 4
+    seen = measure(page, tmp_path, 380, style=f"<style>{wide} .scroll {{ overflow: visible }}</style>")
     assert seen["width"][0] > seen["width"][1]
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from pyrovae.reporting.figures import COLORS, new_figure, require, set_title, simplify
-from pyrovae.results.rows import Method, largest_budgets, methods_of
+from pyrovae.results.rows import Method, average, largest_budgets, methods_of, with_error
 from pyrovae.results.sandwich import evidence_summary, half_gap, truth_name
 
 __all__ = ["plot_evidence_cost"]
@@ -19,7 +19,7 @@ _COLORS: Final = ("vermillion", "blue", "green", "purple", "orange", "sky", "bla
 _MARKERS: Final = ("o", "s", "D", "^", "P")
 _SURE: Final = 2.0  # standard errors from which a bias is told from 0
 _COSTS: Final = {"evaluations": "evaluations of the model per datum", "seconds": "seconds for all data"}
-_NOTE: Final = "not distinguishable from 0:\n|error| below the marker"
+_NOTE: Final = "not told from 0: the marker is\n|error| + 2 standard errors"
 
 
 class _Point(NamedTuple):
@@ -151,18 +151,18 @@ def _side(line: _Line) -> str:
 
 
 def _title(shown: Mapping[Method, _Point], sandwich: xr.Dataset) -> str:
-    """What IWAE, or else the first estimator, errs by, and how far the truth is known."""
+    """The error of IWAE, or else of the first estimator, and how far the truth is known."""
     has_truth = np.isfinite(sandwich["truth"].values)
     over = f"for {int(has_truth.sum())} of {has_truth.size} data"
     known = f"the truth is known by {truth_name(sandwich)} {over}"
     if truth_name(sandwich) == "sandwich":
-        known = f"the sandwich closes to {float(sandwich['gap'].values[has_truth].mean()):.2g} nats {over}"
+        gap, error, _ = average(*(sandwich[name].values[has_truth] for name in ("gap", "gap_std_error")))
+        known = f"the ends of the sandwich are {with_error(gap, error)} nats apart {over}"
     largest = {method.estimator: method for method in largest_budgets(list(shown))}
     if not largest:
         return f"No estimator was measured against the truth; {known}"
     method = largest.get("iwae", next(iter(largest.values())))
     point = shown[method]
-    told = f"errs by {point.height:.2g} ± {point.error:.1g} nats"
-    if not point.is_sure:
-        told = f"errs by less than {point.height:.2g} nats"
-    return f"{method.described(' with ', always=True)} {told} on average; {known}"
+    told = f"has a mean error of {with_error(point.bias, point.error)} nats"
+    doubt = "" if point.is_sure else ", not told from 0"
+    return f"{method.described(' with ', always=True)} {told}{doubt}; {known}"

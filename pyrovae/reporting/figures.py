@@ -139,6 +139,10 @@ def save_figure(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 200)
 @contextmanager
 def whole_file(target: Path) -> Iterator[Path]:
     """A temporary path beside `target`, which takes its place when the block has ended well."""
+    if not target.parent.is_dir():
+        raise FileNotFoundError(
+            f"cannot write {target.name}: there is no folder {target.parent}; make it first"
+        )
     temporary = target.with_name(f".{target.stem}.{uuid4().hex}{target.suffix}")
     try:
         yield temporary

@@ -17,12 +17,15 @@ __all__ = ["plot_gaps"]
 
 _PARTS: Final = {"approximation_gap": ("family", "sky"), "amortization_gap": ("amortization", "orange")}
 _FEW: Final = 100  # data, up to which every bar has its own error bar
+_NAMED: Final = 32  # data, up to which every bar bears its number
+_WORST: Final = 3  # data that the title names
 _TALL: Final = 4.0  # times the 95th percentile, from which the tallest bars are cut off
 
 
 def plot_gaps(tree: xr.DataTree) -> Figure:
     """log p(x) - ELBO of every datum, sorted, as the approximation gap with the amortization gap on top.
 
+    Up to 32 bars bear the number of their datum; the title names the data of the three largest.
     A bar of negative height is noise, or a missed optimum. Error bars, of one standard error, are of the whole gap;
     above 100 data they are a band. Data that are not "ok" are left out of the mean and marked: by a cross, or, where
     log p(x) is not known, by a triangle as high as the best full Gaussian, which the gap is at least. A guide of
@@ -50,11 +53,11 @@ def plot_gaps(tree: xr.DataTree) -> Figure:
     _cut_top(ax, ranked)
     ax.axhline(0, color=COLORS["black"], linewidth=0.8)
     ax.set_xlim(-1, kept.size)
-    ax.set_xlabel("rank of the datum by log p(x) − ELBO")
+    _name_bars(ax, ranked["datum"].values)
     ax.set_ylabel("nats")
     _add_legend(ax)
     simplify(ax)
-    set_title(figure, _title(tree))
+    set_title(figure, f"{_title(tree)}{_largest(ranked)}")
     return figure
 
 
@@ -120,6 +123,25 @@ def _add_legend(ax: Axes) -> None:
     pairs.sort(key=lambda pair: not isinstance(pair[0], BarContainer))
     handles, labels = zip(*pairs, strict=True)
     ax.legend(handles, labels, frameon=False, loc="upper left", fontsize=9)
+
+
+def _name_bars(ax: Axes, data: Int[np.ndarray, " n"]) -> None:
+    """Under each bar its datum, where there is room; else ranks."""
+    if data.size > _NAMED:
+        ax.set_xlabel("rank of the datum by log p(x) − ELBO")
+        return
+    ax.set_xticks(range(data.size), [str(datum) for datum in data], fontsize=8)
+    ax.set_xlabel("datum, in the order of log p(x) − ELBO")
+
+
+def _largest(gaps: xr.Dataset) -> str:
+    """A clause on the data with the tallest bars; none where there are hardly more."""
+    if gaps.sizes["datum"] <= _WORST:
+        return ""
+    heights = _heights(gaps)
+    worst = np.argsort(np.nan_to_num(heights, nan=-np.inf))[: -_WORST - 1 : -1]
+    told = ", ".join(f"{heights[i]:.3g} (datum {gaps['datum'].values[i]})" for i in worst)
+    return f"; the largest bars are {told}"
 
 
 def _cut_top(ax: Axes, gaps: xr.Dataset) -> None:

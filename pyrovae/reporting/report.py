@@ -1,11 +1,10 @@
 """The report: one self-contained HTML page of a result tree, the verdict first, without scripts or network."""
 
 import os
-from collections.abc import Sequence
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import xarray as xr
 from jinja2 import Environment, StrictUndefined
@@ -13,22 +12,23 @@ from markupsafe import Markup
 
 from pyrovae.reporting import report_facts as facts
 from pyrovae.reporting.figures import whole_file
-from pyrovae.reporting.report_figures import Drawn, draw_figures
+from pyrovae.reporting.report_figures import Drawn, Undrawn, draw_figures
+from pyrovae.reporting.report_links import linked, places_of
 from pyrovae.results.advice import advice
 from pyrovae.results.headline import headline
+from pyrovae.results.schema import check
 from pyrovae.results.storage import content_hash
 from pyrovae.results.verdicts import findings
 
 __all__ = ["render_report", "write_report"]
 
-_SEEN_IN: Final = {"sandwich": "evidence", "diagnostics": "comparison"}  # a group without figure of its own
-
 
 def write_report(tree: xr.DataTree, path: str | os.PathLike[str]) -> None:
     """Write a result tree as one HTML page that needs no other file, replacing what is there, whole or not at all.
 
-    The page holds the verdict in a sentence, the numbers of `summary`, sentences that link to the figure that shows
-    them, advice, figures, refused data, what was not measured, and settings. The same tree gives the same page.
+    The page holds the verdict in a sentence, the numbers of `summary`, sentences and advice that link to the rows and
+    figures that they are taken from, figures, refused data, what was not measured, and settings. A figure that cannot
+    be drawn leaves its reason in its place. The same tree gives the same page.
 
     Args:
         tree: A result tree; groups that it lacks are told as not measured.
@@ -59,22 +59,23 @@ def render_report(tree: xr.DataTree) -> str:
     Raises:
         ValueError: If the tree does not pass `check`.
     """
-    said = findings(tree)
-    drawn, undrawn = draw_figures(tree)
+    check(tree)
+    rows, estimates, drawn = facts.headline_table(tree), facts.evidence_table(tree), draw_figures(tree)
+    numbers = places_of(rows, estimates)
     page: dict[str, Any] = {
         "headline": headline(tree),
         "about": _about(tree),
-        "rows": facts.headline_table(tree),
-        "sentences": [(finding.sentence, *_link(finding.group, drawn)) for finding in said],
-        "advice": advice(tree),
-        "evidence": facts.evidence_table(tree),
-        "figures": [figure._replace(svg=Markup(figure.svg)) for figure in drawn],
-        "undrawn": undrawn,
+        "rows": rows,
+        "findings": [linked(finding.sentence, finding.group, numbers, drawn) for finding in findings(tree)],
+        "advice": [linked(sentence, "", numbers, drawn) for sentence in advice(tree)],
+        "evidence": estimates,
+        "figures": [_safe(figure) for figure in drawn],
         "refusals": facts.refusals(tree),
         "missing": facts.not_measured(tree),
         "notes": facts.notes(tree),
         "settings": facts.settings(tree),
         "commands": facts.command_lines(tree),
+        "is_all_recorded": "command" in tree.attrs,
         "hash": content_hash(tree),
         "css": Markup(_packaged("report.css")),
     }
@@ -93,7 +94,10 @@ def _packaged(name: str) -> str:
 def _about(tree: xr.DataTree) -> list[str]:
     """Who, how many, with what: the line below the headline."""
     attrs = {str(name): value for name, value in tree.attrs.items()}
-    sizes = {str(dim): size for node in tree.children.values() for dim, size in node.sizes.items()}
+    groups = list(tree.children.values())[
+        ::-1
+    ]  # the first to have a dim counts: later ones may be of other data
+    sizes = {str(dim): size for node in groups for dim, size in node.sizes.items()}
     number = partial(_counted, attrs, sizes)
     told = [number("num_data", "datum", "data"), number("latent_dim", "latent", "latent coordinates")]
     told += [f"{name} {attrs[name]}" for name in ("seed", "dtype", "device") if name in attrs]
@@ -105,10 +109,8 @@ def _counted(attrs: dict[str, Any], sizes: dict[str, int], attr: str, dim: str, 
     return "" if count is None else f"{count} {words}"
 
 
-def _link(group: str, drawn: Sequence[Drawn]) -> tuple[str, str]:
-    """The anchor of the numbers behind a sentence, and its name: the first figure of its group, else the table."""
-    wanted = _SEEN_IN.get(group, group)
-    places = [
-        (f"figure-{figure.key}", f"Figure {i}") for i, figure in enumerate(drawn, 1) if figure.group == wanted
-    ]
-    return places[0] if places else ("numbers", "The numbers")
+def _safe(figure: Drawn | Undrawn) -> Drawn | Undrawn:
+    """The elements of a figure are made by us, with what people named escaped."""
+    if isinstance(figure, Undrawn):
+        return figure
+    return figure._replace(svg=Markup(figure.svg), narrow=Markup(figure.narrow))

@@ -12,25 +12,33 @@ from pyrovae.reporting.calibration import plot_calibration
 from pyrovae.reporting.gaps import plot_gaps
 from pyrovae.reporting.intervals import plot_evidence_intervals
 from pyrovae.reporting.latents import plot_latent_space
+from pyrovae.reporting.narrow import make_narrow
 from pyrovae.reporting.svg import inline_svg, page_style
+from pyrovae.results.rows import measured
 
 __all__ = ["Drawn", "Undrawn", "draw_figures"]
 
 
 class Drawn(NamedTuple):
-    """One figure on the page: its anchor, the group that it shows, its name, the element, its caption, its width."""
+    """One figure on the page: its anchor, the group that it shows, its name, the element, its caption, its width.
+
+    `narrow` is the same figure laid out for a telephone; "" where `svg` serves there too.
+    """
 
     key: str
     group: str
     name: str
     svg: str
+    narrow: str
     caption: str
     is_wide: bool
 
 
 class Undrawn(NamedTuple):
-    """A figure that a tree with its group does not allow, and why."""
+    """What stands in the place of a figure that could not be drawn: its anchor, group and name, and why."""
 
+    key: str
+    group: str
     name: str
     reason: str
 
@@ -45,28 +53,31 @@ class _Plan(NamedTuple):
     reading: str
 
 
-def draw_figures(tree: xr.DataTree) -> tuple[list[Drawn], list[Undrawn]]:
-    """Draw all figures whose groups the tree has; a figure that refuses is told with its reason.
+def draw_figures(tree: xr.DataTree) -> list[Drawn | Undrawn]:
+    """Draw all figures whose groups the tree has, in reading order; one that fails is told with its reason.
 
     The title of a figure, which is a sentence with numbers, becomes the start of its caption.
     """
-    safe, drawn, undrawn = _without_mathematics(tree), [], []
+    safe = _without_mathematics(tree)
     with page_style():
-        for plan in _plans(tree):
-            if not set(plan.needs) <= set(tree.children):
-                continue
-            try:
-                drawn.append(_drawn(plan, plan.draw(safe)))
-            except (KeyError, ValueError) as error:  # a group without the variables that its figure needs
-                undrawn.append(Undrawn(plan.name, str(error)))
-    return drawn, undrawn
+        return [_tried(plan, safe) for plan in _plans(tree) if set(plan.needs) <= set(tree.children)]
+
+
+def _tried(plan: _Plan, tree: xr.DataTree) -> Drawn | Undrawn:
+    """One figure must not take the page, and the numbers of hours, with it."""
+    try:
+        return _drawn(plan, plan.draw(tree))
+    except ValueError as error:  # what a figure itself refuses
+        reason = str(error)
+    except Exception as error:
+        reason = f"drawing it failed ({type(error).__name__}: {error})"
+    return Undrawn(plan.key, plan.needs[0], plan.name, reason)
 
 
 def _plans(tree: xr.DataTree) -> Iterator[_Plan]:
     has_path = "history" in tree.children and "log_evidence" in tree["history"].data_vars
-    has_truth = "sandwich" in tree.children and bool(
-        np.isfinite(tree["sandwich"].to_dataset()["truth"].values).any()
-    )
+    known = measured(tree, "sandwich", "truth")
+    has_truth = known is not None and bool(np.isfinite(known["truth"].values).any())
     if not has_path:
         yield _Plan("training", ("history",), "Training", plots.plot_training, _TRAINING)
     yield _Plan("intervals", ("evidence",), "Estimates of log p(x)", plot_evidence_intervals, _INTERVALS)
@@ -111,7 +122,7 @@ _GAPS: Final = (
 )
 _CALIBRATION: Final = "A guide that is the posterior stays in the band; a curve outside it is an error."
 _TERMS: Final = (
-    "Left, the terms on average over the data; right, the latents by their share of the KL to the prior."
+    "First the terms on average over the data, then the latents by their share of the KL to the prior."
 )
 _SNR: Final = (
     "Below 1 a single gradient is mostly noise. A falling line means that more particles make it worse."
@@ -153,8 +164,10 @@ def _drawn(plan: _Plan, figure: Figure) -> Drawn:
     title = " ".join(figure.get_suptitle().replace("\\$", "$").split())
     figure.suptitle("")
     caption = f"{title}. {plan.reading}" if title else plan.reading
-    svg = inline_svg(figure, f"fig-{plan.key}", f"{plan.name}: {title}" if title else plan.name)
-    return Drawn(plan.key, plan.needs[0], plan.name, svg, caption, figure.get_figwidth() > _COLUMN)
+    label, is_wide = f"{plan.name}: {title}" if title else plan.name, figure.get_figwidth() > _COLUMN
+    svg = inline_svg(figure, f"fig-{plan.key}", label)
+    narrow = inline_svg(figure, f"narrow-{plan.key}", label) if make_narrow(figure) else ""
+    return Drawn(plan.key, plan.needs[0], plan.name, svg, narrow, caption, is_wide)
 
 
 def _without_mathematics(tree: xr.DataTree) -> xr.DataTree:

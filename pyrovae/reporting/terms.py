@@ -1,6 +1,7 @@
 """The terms of the ELBO as steps from the reconstruction down to the ELBO and up to log p(x), and per latent."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Final, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -8,8 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pyrovae.reporting.figures import COLORS, new_figure, require, set_title, simplify
+from pyrovae.results.rows import average, count_data, with_error
+from pyrovae.results.significance import SURE
 
 __all__ = ["plot_decomposition"]
+
+_BOUND: Final = {"lower": "at least ", "upper": "at most ", "exact": ""}
 
 
 class _Bar(NamedTuple):
@@ -49,18 +54,26 @@ def _bars(terms: xr.Dataset) -> list[_Bar]:
     elbo, reconstruction = mean["elbo"], mean["reconstruction"]
     bars = [_Bar("reconstruction", None, reconstruction, "sky")]
     if "mutual_information" in mean:
-        # The aggregate terms are averages over some of the data: scaled, so that the steps meet.
-        share = mean["kl_prior"] / mean["mean_kl_prior"]
-        middle = reconstruction - share * mean["mutual_information"]
+        middle = reconstruction - _share(mean) * mean["mutual_information"]
         bars.append(_Bar("mutual\ninformation", reconstruction, middle, "orange"))
         bars.append(_Bar("KL of q(z)\nto the prior", middle, elbo, "vermillion"))
     else:
         bars.append(_Bar("KL to the\nprior", reconstruction, elbo, "vermillion"))
     bars.append(_Bar("ELBO", None, elbo, "blue"))
-    if "kl_posterior" in mean:
-        bars.append(_Bar("KL to the\nposterior", elbo, mean["log_evidence"], "purple"))
-        bars.append(_Bar("log p(x)", None, mean["log_evidence"], "green"))
+    if np.isfinite(mean.get("kl_posterior", np.nan)):
+        top = elbo + mean["kl_posterior"]
+        bars.append(_Bar("KL to the\nposterior", elbo, top, "purple"))
+        bars.append(_Bar("log p(x)", None, top, "green"))
     return bars
+
+
+def _share(mean: Mapping[str, float]) -> float:
+    """The aggregate terms are averages over other draws, of some of the data: by how much the steps meet.
+
+    1 where the KL to the prior cannot be told from 0: a ratio of two such is noise, or none at all.
+    """
+    whole = mean["mean_kl_prior"]
+    return mean["kl_prior"] / whole if whole > SURE * mean.get("mean_kl_prior_std_error", 0.0) else 1.0
 
 
 def _draw_bars(ax: Axes, bars: list[_Bar]) -> None:
@@ -83,7 +96,7 @@ def _draw_latents(ax: Axes, terms: xr.Dataset) -> None:
     kl = terms["kl_per_latent"]
     order = np.argsort(kl.values)[::-1]
     for place, index in enumerate(order):
-        filled = bool(terms["is_active"].values[index])
+        filled = "is_active" not in terms or bool(terms["is_active"].values[index])
         ax.bar(place, kl.values[index], color=COLORS["blue"] if filled else "white", edgecolor=COLORS["blue"])
     ax.set_xticks(range(len(order)), kl["latent"].values[order], rotation=90, fontsize=7)
     ax.set_ylabel("KL to the prior (nats)")
@@ -91,9 +104,25 @@ def _draw_latents(ax: Axes, terms: xr.Dataset) -> None:
 
 
 def _title(terms: xr.Dataset) -> str:
-    active, count = int(terms["is_active"].sum()), terms.sizes["latent"]
-    lost = f", {float(terms['kl_posterior'].mean()):.2f} below log p(x)" if "kl_posterior" in terms else ""
+    elbo, told = float(terms["elbo"].mean()), ""
+    if "is_active" in terms:  # not of one datum, nor of several blocks
+        told = f"; {int(terms['is_active'].sum())} of {terms.sizes['latent']} latent units are active"
     return (
-        f"The ELBO is {float(terms['elbo'].mean()):.2f} nats per datum{lost}, over {terms.sizes['datum']} data; "
-        f"{active} of {count} latent units are active"
+        f"The ELBO is {elbo:.2f} nats per datum{_lost(terms)}, over {count_data(terms.sizes['datum'])}{told}"
     )
+
+
+def _lost(terms: xr.Dataset) -> str:
+    """A clause on the KL to the posterior: its error, its side, and the data that have one if not all do."""
+    if "kl_posterior" not in terms:
+        return ""
+    found = terms["kl_posterior"]
+    errors = terms.get("kl_posterior_std_error", xr.zeros_like(found)).values
+    value, error, num_data = average(found.values, errors)
+    if num_data == 0:
+        return ""
+    some = f" for the {num_data} data where that is known" if num_data < found.size else ""
+    side, told = str(found.attrs.get("direction", "none")), with_error(value, error)
+    if value <= SURE * error and side != "upper":
+        return f", no further below log p(x) than chance would have it ({told}){some}"
+    return f", {_BOUND.get(side, 'about ')}{told} below log p(x){some}"
