@@ -44,7 +44,7 @@ SLACK = 0.1
 
 @dataclass(frozen=True)
 class Row:
-    """What one process measures. `target`: a held-out ELBO, None where it is not asked for."""
+    """What one process measures. `target`: a held-out ELBO, None where it is not asked for or is this row's own."""
 
     trainer: str
     problem: str
@@ -52,6 +52,7 @@ class Row:
     num_data: int
     epochs: int
     target: float | None = None
+    sets_target: bool = False
 
 
 def work(row: Row, path: Path, source: str) -> dict[str, Any]:
@@ -77,16 +78,20 @@ def work(row: Row, path: Path, source: str) -> dict[str, Any]:
         return len(times) >= row.epochs and is_there
 
     TRAINERS[row.trainer](problem, row.batch_size, row.epochs * (1 if row.target is None else 2), tell)
-    return {**asdict(row), "source": source, **_found(row, times, elbos)}
+    here = machine(PACKAGES)
+    versions = {name: here[name] for name in PACKAGES if here[name] != "absent"}
+    return {**asdict(row), "source": source, "versions": versions, **_found(row, times, elbos)}
 
 
 def _found(row: Row, times: list[tuple[float, float]], elbos: list[float]) -> dict[str, Any]:
     wall, cpu = np.array(times).T
     later = slice(min(2, len(times) - 1), None)
     num_steps = -(-row.num_data // row.batch_size)
-    reached = [i for i, elbo in enumerate(elbos) if row.target is not None and elbo >= row.target]
+    target = elbos[-1] - SLACK if row.sets_target and not np.isnan(elbos[-1]) else row.target
+    reached = [i for i, elbo in enumerate(elbos) if target is not None and elbo >= target]
     end = reached[0] + 1 if reached else None
     return {
+        "target": target,
         "steps_per_second": num_steps / float(np.median(wall[later])),
         "steps_per_cpu_second": num_steps / float(np.median(cpu[later])),
         "first_epoch_seconds": float(wall[0]),
@@ -146,10 +151,9 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         for size in args.batches:
             target = None
             for trainer in trainers:
-                result = run(Row(trainer, name, size, num_data, args.epochs, target), problem, args.pythae)
-                results.append(result)
-                if target is None and result.get("elbos", [None])[-1] is not None:
-                    target = result["elbos"][-1] - SLACK
+                row = Row(trainer, name, size, num_data, args.epochs, target, trainer == trainers[0])
+                results.append(run(row, problem, args.pythae))
+                target = results[-1].get("target") if row.sets_target else target
     if not args.quick and args.fashion:
         problem = _written(folder, args.fashion, "784-400-20", NUM_ALL)
         rows = [Row(trainer, "784-400-20", 64, NUM_ALL, 1) for trainer in trainers]
@@ -186,7 +190,8 @@ def _line(row: dict[str, Any]) -> str:
     if "missing" in row:
         return f"| {row['trainer']} | missing: {row['missing']} | | | | | |"
     reached = row["seconds_to_target"]
-    to_elbo = "" if row["target"] is None else "not reached" if reached is None else f"{reached:.1f}"
+    missed = "of another model" if set(row["elbos"]) == {None} else "not reached"
+    to_elbo = "" if row["target"] is None else missed if reached is None else f"{reached:.1f}"
     images = row["num_data"] / row["first_epoch_seconds"] if row["epochs"] == 1 else None
     images = images or row["steps_per_second"] * row["batch_size"]
     return (
@@ -216,7 +221,7 @@ def main() -> None:
         rows = measure(args, Path(folder))
     source = next((row["source"] for row in rows if "source" in row), "")
     results = {
-        "machine": machine(PACKAGES),
+        "machine": machine(PACKAGES) | {k: v for row in rows for k, v in row.pop("versions", {}).items()},
         "matmul_gflops": matmul_rate() / 1e9,
         "source": source,
         "rows": rows,
