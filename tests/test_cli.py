@@ -10,19 +10,33 @@ import pyrovae as pv
 from pyrovae.cli import app
 
 runner = CliRunner(env={"COLUMNS": "200"})
+COMMANDS = ["demo", "train", "audit", "evidence", "gradients", "gaps", "decompose", "reconstruct"]
+COMMANDS += ["report", "merge", "doctor"]
+
+
+def named(text: str) -> list[str]:
+    """The commands of which a help has a row."""
+    return [words[1] for words in map(str.split, text.splitlines()) if words[0:1] == ["│"] and len(words) > 1]
 
 
 def test_help_names_the_commands():
     result = runner.invoke(app, ["--help"])
     assert result.exit_code == 0
-    assert "demo" in result.output
+    assert [name for name in named(result.output) if not name.startswith("--")] == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_help_of_its_own(command):
+    result = runner.invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert f" {command} [OPTIONS]" in result.output
 
 
 def test_the_module_is_the_command():
     done = subprocess.run(
         [sys.executable, "-m", "pyrovae", "--help"], capture_output=True, text=True, check=True
     )
-    assert "demo" in done.stdout
+    assert set(COMMANDS) <= set(named(done.stdout))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """The options that every measuring command takes: what they print, where they write, what they keep."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +20,9 @@ MEASURE = {
     "decompose": ["--num-samples", "20"],
     "reconstruct": ["--num-samples", "20"],
     "gradients": ["--estimators", "elbo", "--particles", "1", "--replicates", "80"],
+    "gaps": ["--num-samples", "100", "--num-fitting-samples", "256", "--num-temperatures", "20"],
 }
-TREES = {"evidence": "evidence", "decompose": "decomposition"}
+TREES = {"evidence": "evidence", "decompose": "decomposition", "gaps": "gaps"}
 TREES |= {"reconstruct": "reconstruction", "gradients": "gradients"}
 
 
@@ -49,9 +52,12 @@ def run(command: str, trained: Path, *more: object, code: int = 0):
     return result
 
 
-@pytest.mark.parametrize("command", MEASURE)
-def test_json_is_the_numbers_of_the_tree_and_nothing_else(command, trained, tmp_path):
-    result = run(command, trained, "--json", "--out", tmp_path)
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [*((name, ["--json", "--quiet"]) for name in MEASURE), ("decompose", ["--json"])],
+)
+def test_json_is_the_numbers_of_the_tree_and_nothing_else(command, options, trained, tmp_path):
+    result = run(command, trained, *options, "--out", tmp_path)
     found = json.loads(result.stdout)
     tree = pv.read(tmp_path / f"{TREES[command]}.nc")
     assert found["sentences"] == pv.verdict_sentences(tree)
@@ -95,6 +101,36 @@ def test_resume_keeps_what_the_same_command_left(changed, is_kept, trained, tmp_
     )
     run("decompose", trained, "--out", tmp_path, "--resume", "auto", *changed)
     assert bool(calls) != is_kept
+
+
+@pytest.mark.parametrize("damage", [lambda found: found[:3000], lambda found: b"no tree", lambda found: b""])
+def test_resume_measures_anew_what_cannot_be_read_and_says_so(damage, trained, tmp_path):
+    run("decompose", trained, "--out", tmp_path)
+    file = tmp_path / "decomposition.nc"
+    whole = pv.read(file)
+    file.write_bytes(damage(file.read_bytes()))
+    result = run("decompose", trained, "--out", tmp_path, "--resume", "auto", "--quiet")
+    assert f"{file} cannot be read and is measured anew" in result.stderr
+    assert content_hash(pv.read(file)) == content_hash(whole)
+
+
+@pytest.mark.parametrize("writer", ["results.write", "reporting.plots.save_figure"])
+def test_a_full_disk_exits_with_3_and_one_line(writer, trained, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(f"pyrovae.{writer}", full)
+    result = run("decompose", trained, "--out", tmp_path, "--quiet", code=3)
+    assert result.stderr == "[Errno 28] No space left on device\n"
+
+
+def test_what_the_machine_cannot_do_exits_with_3_and_one_line(trained, tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise torch.OutOfMemoryError("tried to allocate 80 GiB")
+
+    monkeypatch.setattr("pyrovae.diagnostics.decomposition.decompose", fail)
+    result = run("decompose", trained, "--out", tmp_path, "--quiet", code=3)
+    assert result.stderr == "tried to allocate 80 GiB\n"
 
 
 def test_resume_measures_anew_for_another_model(trained, tmp_path):

@@ -111,7 +111,11 @@ def test_a_sandwich_that_closes_for_no_datum_exits_with_3(trained, monkeypatch):
         return tree
 
     monkeypatch.setattr("pyrovae.diagnostics.evidence_table.evidence_table", open_ended)
-    run(trained, "--methods", "elbo,quadrature", "--num-data", 4, code=3)
+    options = ["--methods", "elbo,quadrature", "--num-data", "4", "--quiet"]
+    result = runner.invoke(app, ["evidence", str(trained), *options])
+    assert result.exit_code == 3
+    assert result.stderr == "No verdict: log p(x) is known for none of 4 data.\n"
+    assert not result.stdout
 
 
 @pytest.fixture(scope="module")

@@ -131,6 +131,11 @@ def test_without_a_verdict_the_command_exits_with_3(trained, measured):
     output = run("gradients", trained, code=3)
     assert "No numbers on ELBO with 1 particle: the gradient is not finite." in output
     assert "Decoder: no verdict" in output
+    result = runner.invoke(app, ["gradients", str(trained), "--quiet"])
+    assert result.exit_code == 3
+    why = "no verdict; no estimator has numbers."
+    assert result.stderr == f"Encoder: {why} Decoder: {why}\n"
+    assert not result.stdout
 
 
 def test_what_cannot_be_done_exits_with_3(trained, monkeypatch):

@@ -69,7 +69,21 @@ def test_csv_keeps_every_bit(folder: Folder) -> None:
         ("1,2\nTrue,3", "line 2, column 1 wants a finite number, got 'True'"),
         ("1,2\n1_0,3", "line 2, column 1 wants a finite number, got '1_0'"),
         ("1,2\n0x1F,3", "line 2, column 1 wants a finite number, got '0x1F'"),
-        ("1;2\n3;4", "line 2, column 1 wants a finite number, got '3;4'"),
+        (
+            "1;2\n3;4",
+            "line 2, column 1 wants a finite number, got '3;4'; its .* separated by ';': write commas",
+        ),
+        ("a\tb\n3\t4", r"got '3\\t4'; its numbers are separated by '\\t': write commas"),
+        (
+            "1,5;2,5\n3,5;4,5",
+            "line 1, column 2 .* got '5;2'; its numbers are separated by ';'.* points in decimals",
+        ),
+        (
+            "a,b\n3,cat",
+            "line 2, column 2 wants a finite number, got 'cat'; drop the column if it holds words",
+        ),
+        ("a,b\n3,", "got ''; fill it in, or remove the line"),
+        (",0,1,2\n0,4,5,6", "row numbers and columns without names; write it with index=False, header=False"),
         ("1,2\n3,# 4", "line 2, column 2 wants a finite number, got '# 4'"),
         ("id,7\n3,4", "line 1, column 1 wants a finite number, got 'id'.* name every column of line 1"),
         ("1,2\n3,nan", "line 2, column 2 wants a finite number, got 'nan'"),

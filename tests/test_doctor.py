@@ -39,6 +39,19 @@ def test_a_wrong_density_is_found(few, monkeypatch):
     assert "1 of 4 checks passed" in result.output
 
 
+def test_quiet_names_what_failed_and_json_wins_over_quiet(few, monkeypatch):
+    def broken(device: str, dtype: str):
+        raise OSError("no such disk")
+
+    monkeypatch.setitem(CHECKS, "files", broken)
+    result = runner.invoke(app, ["doctor", "--device", "cpu", "--quiet"])
+    assert result.exit_code == 3
+    assert (result.stdout, result.stderr) == ("", "1 of 4 checks failed: files.\n")
+    result = runner.invoke(app, ["doctor", "--device", "cpu", "--quiet", "--json"])
+    assert result.exit_code == 3
+    assert [check["passed"] for check in json.loads(result.stdout)["checks"]] == [True, True, True, False]
+
+
 def test_a_check_that_breaks_is_a_failure_and_the_others_go_on(few, monkeypatch):
     def broken(device: str, dtype: str):
         raise OSError("no such disk")

@@ -12,13 +12,14 @@ import pyrovae
 ROOT = Path(pyrovae.__file__).parent
 LADDER: dict[str, set[str]] = {
     "seeding": set(),
+    "failures": set(),
     "results": set(),
     "compiled": set(),
     "data": {"seeding"},
     "inference": set(),
     "models": {"seeding"},
-    "training": {"seeding", "models", "compiled", "inference"},
-    "target": {"seeding"},
+    "training": {"seeding", "failures", "models", "compiled", "inference"},
+    "target": {"seeding", "failures"},
     "diagnostics": {"seeding", "results", "inference", "target", "compiled"},
     "reporting": {"results"},
 }

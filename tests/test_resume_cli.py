@@ -15,11 +15,12 @@ import torch
 from typer.testing import CliRunner
 
 import pyrovae as pv
-from pyrovae.cli import app
+from pyrovae.cli import app, finishing
 from pyrovae.training import checkpoints, loop
 from pyrovae.training.checkpoints import training_checkpoints
 
 runner = CliRunner(env={"COLUMNS": "200"})
+EPOCHS = 60  # of what is killed in its first ones
 QUICK = ["--max-epochs", "4", "--hidden", "8", "--latent-dim", "2", "--keep-epochs", "0,2,4"]
 
 
@@ -74,10 +75,14 @@ def test_a_signal_ends_the_step_saves_and_exits(whole, tmp_path, monkeypatch, nu
     assert "unfinished run: go on with --resume auto, or remove" in run(out, code=2)
     with open(out / "metrics.jsonl", "a") as file:
         file.write('{"epoch": 3, "elb')  # torn
-    run(out, "--resume", "auto")
+    told = run(out, "--resume", "auto", "--json", "--quiet")
+    assert told == (out / "run.json").read_text()
     assert same(out, whole)
     assert not (out / "resume").exists()
     assert "holds this run, finished" in run(out, "--resume", "auto")
+    assert run(out, "--resume", "auto", "--json") == told
+    assert run(out, "--resume", "auto", "--json", "--quiet") == told
+    assert not run(out, "--resume", "auto", "--quiet")
     assert "finished run of other settings" in run(out, "--resume", "auto", "--lr", "0.01", code=2)
 
 
@@ -97,6 +102,24 @@ def test_other_settings_or_a_full_disk_are_said(tmp_path, monkeypatch):
         out, "--resume", "auto", "--lr", "0.01", code=4
     )
     assert "auto or none" in run(out, "--resume", "maybe", code=2)
+
+
+@pytest.mark.parametrize("name", ["write_run", "_draw"])
+def test_a_full_disk_at_the_end_keeps_what_was_trained(whole, tmp_path, monkeypatch, name):
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(finishing, name, full)
+        output = run(out, "--quiet", code=3)
+    assert output.startswith(
+        "[Errno 28] No space left on device\nThe run is not written, but everything trained is saved"
+    )
+    assert "goes on with --resume auto" in output
+    run(out, "--resume", "auto")
+    assert same(out, whole)
+    assert not (out / "resume").exists()
 
 
 def test_tensorboard_logs_each_epoch_or_names_its_package(tmp_path, monkeypatch):
@@ -129,7 +152,7 @@ def start(out: Path, *more: str) -> subprocess.Popen:
         "train",
         *QUICK,
         "--max-epochs",
-        "60",
+        str(EPOCHS),
         "--out",
         str(out),
         *more,
@@ -149,15 +172,13 @@ def wait_for_more(out: Path, process: subprocess.Popen) -> None:
 def test_the_command_killed_and_signalled_ends_as_it_would_have(tmp_path):
     killed, plain = tmp_path / "killed", tmp_path / "plain"
     assert start(plain).wait() == 0
-    for number, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130), (0, 0)):
+    for number, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)):
         process = start(killed, "--resume", "auto")
-        if number:
-            wait_for_more(killed, process)
-            process.send_signal(number)
-        found = process.wait()
-        assert found in (code, 0)
-        if found == 0:
-            break
+        wait_for_more(killed, process)
+        process.send_signal(number)
+        assert process.wait() == code
+        assert len(lines(killed)) < EPOCHS
+    assert start(killed, "--resume", "auto").wait() == 0
     assert lines(killed) == lines(plain)
     first, second = (pv.load(out / "model.pyrovae").state_dict() for out in (killed, plain))
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 import pytest
 
 import pyrovae as pv
-from pyrovae.cli.settings import Settings, SettingsError, read_settings, to_toml
+from pyrovae.cli.settings import Settings, SettingsError, SettingsFileError, read_settings, to_toml
 
 
 def test_every_option_of_fit_is_a_setting_with_the_same_default():
@@ -47,7 +47,6 @@ def test_options_win_over_the_file_which_wins_over_defaults(tmp_path):
         ('latent_dim = "3"', "'latent_dim' must be of kind int, got '3'"),
         ("lr = true", "'lr' must be of kind float"),
         ('hidden = "a,b"', "'hidden' must be integers such as 256,128"),
-        ("latent_dim = ", "cannot be read as TOML"),
     ],
 )
 def test_what_is_refused(tmp_path, text, message):
@@ -56,8 +55,13 @@ def test_what_is_refused(tmp_path, text, message):
     with pytest.raises(SettingsError) as error:
         read_settings(path, {})
     assert message in str(error.value)
+    assert not isinstance(error.value, SettingsFileError)
 
 
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(SettingsError, match=r"nothing\.toml cannot be read"):
-        read_settings(tmp_path / "nothing.toml", {})
+@pytest.mark.parametrize("content", [None, b"latent_dim = ", b"data = '\xff'"])
+def test_a_file_that_is_missing_or_no_toml_is_named(tmp_path, content):
+    path = tmp_path / "a.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SettingsFileError, match=r"a\.toml cannot be read as TOML"):
+        read_settings(path, {})

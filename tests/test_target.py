@@ -475,6 +475,17 @@ def no_latent_model(x):
         pyro.sample("x", dist.Normal(x.new_zeros(2), 1.0).to_event(1), obs=x)
 
 
+def narrow_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x[:, :1], 1.0).to_event(1))
+
+
+def no_event_model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
 def outside_support_model(x):
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Gamma(x.new_ones(2), 1.0).to_event(1))
@@ -543,6 +554,18 @@ REFUSED = {
     "no plate": (no_plate_model, normal_guide, "no plate named 'data' \\(found: none\\)"),
     "other plate": (other_plate_model, normal_guide, "no plate named 'data' \\(found: 'batch'\\).*plate="),
     "sequential": (sequential_model, normal_guide, "one datum at a time"),
+    "no observed site": (normal_guide, normal_guide, "no observed site.*obs=.*swapped"),
+    "swapped": (normal_guide, plain_model, "no observed site.*obs=.*swapped"),
+    "unequal shapes": (
+        plain_model,
+        narrow_guide,
+        r"'z' must have one shape.*\[16, 2\] in the model and \[16, 1\] in the guide",
+    ),
+    "no event dimension": (
+        no_event_model,
+        normal_guide,
+        r"the model failed.*Shape mismatch.*\.to_event\(1\)",
+    ),
     "no latent": (no_latent_model, normal_guide, "no latent site"),
     "outside support": (outside_support_model, normal_guide, "outside the model's support"),
     "data influence each other": (
@@ -583,6 +606,44 @@ def test_refusals(case):
 def test_bad_data(data, error, message):
     with pytest.raises(error, match=message):
         Target(plain_model, normal_guide, *data)
+
+
+net = nn.Linear(2, 2)
+
+
+def net_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(net(x), 1.0).to_event(1))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (torch.zeros(3, 2).double(), r"\[n, 2\] and dtype torch.float64.*pass x.to\(torch.float32\)"),
+        (torch.zeros(3), r"\[n\] and dtype torch.float32.*the networks take"),
+    ],
+)
+def test_the_error_of_a_run_says_what_came(data, message):
+    with pytest.raises(ValueError, match="the guide failed on data of shape " + message) as caught:
+        Target(plain_model, net_guide, data)
+    assert type(caught.value.__cause__) is RuntimeError
+
+
+def test_draws_of_the_prior_in_another_dtype_say_what_came():
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.float(), 1.0).to_event(1))
+
+    target = Target(plain_model, guide, torch.zeros(3, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"the model failed.*torch.int64.*x.to\(torch.float32\)"):
+        target.sample_prior(2)
+    with pytest.raises(ValueError, match="the model failed"):
+        target.simulate(2)
+
+
+def test_repr_is_short():
+    target = Target(plain_model, normal_guide, torch.zeros(3, 2))
+    assert repr(target) == "Target(3 data, 2 latent coordinates (z: 2), torch.float32, cpu)"
 
 
 def test_what_is_no_tensor_is_refused():

@@ -76,6 +76,42 @@ def test_predictive() -> None:
     assert draws["x"].shape == (3, 7, 5)
 
 
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        ((3, 3, 2, 5), r"latent shape, but it is \[3\] in the prior and \[2\] in the encoder"),
+        ((3, 2, 3, 5), r"decoder fails on z of shape \[n, 3\], as the prior draws it: mat1 and mat2"),
+        ((3, 3, 3, 4), r"encoder fails on x of shape \[n, 5\], as the decoder draws it: mat1 and mat2"),
+    ],
+)
+def test_parts_of_unequal_widths_are_refused_when_built(widths: tuple[int, ...], message: str) -> None:
+    prior, decoder, encoder, data = widths
+    parts = GaussianDecoder(mlp(decoder, (), 5)), DiagonalGaussian(mlp(data, (), 2 * encoder))
+    with pytest.raises(ValueError, match=message):
+        VAE(StandardNormal(prior), *parts)
+
+
+def test_building_changes_nothing() -> None:
+    """Neither statistics nor modes of the modules, nor random state, nor Pyro's store."""
+    norm = nn.BatchNorm1d(5)
+    frozen = nn.Dropout().eval()
+    encoder = DiagonalGaussian(nn.Sequential(norm, frozen, nn.Linear(5, 4)))
+    decoder = GaussianDecoder(nn.Linear(2, 5))
+    state, store = torch.get_rng_state(), set(pyro.get_param_store().keys())
+    VAE(StandardNormal(2), decoder, encoder)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert set(pyro.get_param_store().keys()) == store
+    assert norm.num_batches_tracked == 0
+    assert norm.training
+    assert not frozen.training
+
+
+def test_parts_of_several_dtypes_may_become_one_later() -> None:
+    decoder = GaussianDecoder(nn.Linear(2, 5).double())
+    vae = VAE(StandardNormal(2), decoder, DiagonalGaussian(nn.Linear(5, 4))).float()
+    assert Target(vae.model, vae.guide, torch.zeros(3, 5)).dim == 2
+
+
 def test_images_by_hand() -> None:
     decoder = GaussianDecoder(nn.Sequential(nn.Linear(2, 12), nn.Unflatten(1, (3, 4))))
     vae = VAE(StandardNormal(2), decoder, DiagonalGaussian(nn.Sequential(nn.Flatten(), nn.Linear(12, 4))))

@@ -1,5 +1,7 @@
 """The command line: one file a command. Nothing heavy is imported before a command runs."""
 
+from typing import Annotated
+
 import typer
 
 from pyrovae.cli.audit import audit
@@ -20,6 +22,27 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
+
+
+def _show_version(is_asked: bool) -> bool:
+    if is_asked:
+        from pyrovae import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+    return is_asked
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """What comes before a command."""
+
+
 COMMANDS = (demo, train, audit, evidence, gradients, gaps, decompose, reconstruct, report, merge, doctor)
 for command in COMMANDS:
     app.command()(command)

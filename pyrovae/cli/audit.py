@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pyrovae.cli.common import Common, with_common
+from pyrovae.cli.common import Common, model_hash, with_common
 from pyrovae.cli.factories import call_factory
 from pyrovae.cli.measure import NumData, bad_inputs, bad_options, open_rows
-from pyrovae.cli.merge import FailOn, blocks_folder, finish, gates_of
+from pyrovae.cli.merge import STAGE_OPTIONS, FailOn, blocks_folder, blocks_kept, finish, gates_of
 from pyrovae.cli.shards import find_shard
 from pyrovae.cli.show import BAD_INPUT, print_error, progress, stage_bars
 
@@ -22,7 +22,10 @@ __all__ = ["audit"]
 Run = Annotated[Path | None, typer.Argument(help="Folder that `pyrovae train` wrote; or else --model.")]
 Model = Annotated[
     str | None,
-    typer.Option(help="package.module:factory; factory() returns (model, guide, data). Wants --out."),
+    typer.Option(
+        help="package.module:factory; factory() returns (model, guide, data), or (model, guide, data, options) with a "
+        "dict of options of Target: plate, params, simulate, prepare. Wants --out."
+    ),
 ]
 Part = Annotated[str | None, typer.Option(help="Of a run: train, val or test; test by default.")]
 Stages = Annotated[
@@ -44,6 +47,14 @@ PosteriorSamples = Annotated[
 WarmupSteps = Annotated[int | None, typer.Option(min=1, help="HMC transitions before those; 200 by default.")]
 MinEss = Annotated[
     float | None, typer.Option(min=1, help="ESS from which a reference counts; 400 by default.")
+]
+TargetAcceptProb = Annotated[
+    float | None,
+    typer.Option(
+        min=0.1,
+        max=0.999,
+        help="Of HMC; more makes shorter steps, where draws diverge; 0.6 by default.",
+    ),
 ]
 NumTemperatures = Annotated[int | None, typer.Option(min=1, help="Of the sandwich; 100 by default.")]
 NumSimulations = Annotated[int | None, typer.Option(min=20, help="Of calibration; 10,000 by default.")]
@@ -68,6 +79,7 @@ def audit(
     posterior_samples: PosteriorSamples = None,
     warmup_steps: WarmupSteps = None,
     min_ess: MinEss = None,
+    target_accept_prob: TargetAcceptProb = None,
     num_temperatures: NumTemperatures = None,
     num_simulations: NumSimulations = None,
     shard: Shard = None,
@@ -91,24 +103,34 @@ def audit(
         "num_samples": num_samples,
         "seed": common.seed,
         "stages": stages and tuple(name.strip() for name in stages.split(",")),
-        "reference": _given(
-            num_chains=num_chains, num_samples=posterior_samples, warmup_steps=warmup_steps, min_ess=min_ess
+        **_of_stages(
+            num_chains=num_chains,
+            posterior_samples=posterior_samples,
+            warmup_steps=warmup_steps,
+            min_ess=min_ess,
+            target_accept_prob=target_accept_prob,
+            num_temperatures=num_temperatures,
+            num_simulations=num_simulations,
         ),
-        "sandwich": _given(num_temperatures=num_temperatures),
-        "calibration": _given(num_simulations=num_simulations),
     }
     source = partial(_of_run, part or "test") if model is None else partial(_of_factory, model, part)
     plan, about, folder = source(common, run, num_data, settings)
-    _measure(common, plan, folder, shard=mine, source=about, max_seconds=max_seconds)
-    if mine[1] == 1:
-        finish(folder, common, gates)
-    else:
+    with blocks_kept(common.errors, folder):
+        _measure(common, plan, folder, shard=mine, source=about, max_seconds=max_seconds)
+        if mine[1] == 1:
+            finish(folder, common, gates)
+    if mine[1] > 1:
         told = f"Shard {mine[0]} of {mine[1]} is done; when all are: pyrovae merge {folder}"
         common.console.print(told, markup=False, highlight=False)
 
 
-def _given(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
+def _of_stages(**options: Any) -> dict[str, dict[str, Any]]:
+    """The options that were given, by stage."""
+    found: dict[str, dict[str, Any]] = {}
+    for option, (stage, name) in STAGE_OPTIONS.items():
+        if options[option] is not None:
+            found.setdefault(stage, {})[name] = options[option]
+    return found
 
 
 def _of_run(
@@ -122,7 +144,9 @@ def _of_run(
     with bad_inputs(common.errors):
         vae, x, _ = open_rows(run, part, num_data, common.device, common.dtype)
     plan = _plan(vae.model, vae.guide, (x,), settings)
-    return plan, {"part": part, "dtype": common.dtype, "device": x.device.type}, common.folder(run)
+    source = {"part": part, "dtype": str(x.dtype).removeprefix("torch."), "device": x.device.type}
+    source["model"] = model_hash(run)
+    return plan, source, common.folder(run)
 
 
 def _of_factory(
@@ -144,17 +168,22 @@ def _of_factory(
         )
     made = call_factory(model)
     data = tuple(x[:num_data] for x in made.data) if num_data else made.data
-    return _plan(made.model, made.guide, data, settings), {"model": model}, common.folder(common.out)
+    plan = _plan(made.model, made.guide, data, settings, **made.options)
+    return plan, {"model": model}, common.folder(common.out)
 
 
 def _plan(
-    model: Callable[..., Any], guide: Callable[..., Any], data: tuple[Any, ...], settings: dict[str, Any]
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    data: tuple[Any, ...],
+    settings: dict[str, Any],
+    **options: Any,
 ) -> "Plan":
     import pyrovae as pv
     from pyrovae.diagnostics.audit import plan_audit
 
     with bad_options():
-        return plan_audit(partial(pv.Target, model, guide), *data, **settings)
+        return plan_audit(partial(pv.Target, model, guide, **options), *data, **settings)
 
 
 def _measure(common: Common, plan: "Plan", folder: Path, **options: Any) -> None:

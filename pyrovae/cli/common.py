@@ -3,7 +3,8 @@
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial, wraps
@@ -12,11 +13,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pyrovae.cli.show import FAILED, failures, print_error
+
 if TYPE_CHECKING:
     import xarray as xr
     from rich.console import Console
 
-__all__ = ["DTYPES", "AsJson", "Common", "Device", "Quiet", "Threads", "threads_set", "with_common"]
+__all__ = [
+    "DTYPES",
+    "AsJson",
+    "Common",
+    "Device",
+    "Quiet",
+    "Threads",
+    "check_out",
+    "model_hash",
+    "plain",
+    "threads_set",
+    "with_common",
+]
 
 DTYPES = ("float32", "float64")
 RESUME = ("auto", "none")
@@ -28,7 +43,7 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch; by d
 Out = Annotated[Path | None, typer.Option(help="Folder for what is written; by default the run's.")]
 Resume = Annotated[str, typer.Option(help="auto: keep what the same command left there; none: measure anew.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON, and nothing else.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only; and what --json prints.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +64,8 @@ class Common:
             raise typer.BadParameter(f"--dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if self.resume not in RESUME:
             raise typer.BadParameter(f"--resume must be one of {', '.join(RESUME)}, got {self.resume!r}")
+        if self.out is not None:
+            check_out(self.out)
 
     @property
     def console(self) -> "Console":
@@ -67,6 +84,7 @@ class Common:
     def folder(self, run: Path) -> Path:
         """Where to write: --out, made if it is not there, else the run's folder."""
         folder = self.out or run
+        check_out(folder)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -75,35 +93,67 @@ class Common:
     ) -> "xr.DataTree":
         """What the same command left under that name, if --resume asks for it; else measured and written.
 
-        The same are command, settings, seed, dtype and the bytes of the run's model.
+        The same are command, settings, seed, dtype and the bytes of the run's model. A file that cannot be read is as
+        none, with a notice.
         """
         import pyrovae as pv
 
         path = self.folder(run) / f"{name}.nc"
         about = {**settings, "command": name, "seed": self.seed, "dtype": self.dtype}
-        about["model"] = hashlib.sha256((run / "model.pyrovae").read_bytes()).hexdigest()
+        about["model"] = model_hash(run)
         mark = json.dumps(about, sort_keys=True)
         if self.resume == "auto" and path.is_file():
-            tree = pv.read(path)
-            if tree.attrs.get("command") == mark:
-                return tree
+            kept = self._kept(path)
+            if kept is not None and kept.attrs.get("command") == mark:
+                return kept
         tree = measure()
         tree.attrs["command"] = mark
         pv.write(tree, path)
         return tree
 
+    def _kept(self, path: Path) -> "xr.DataTree | None":
+        """What a file holds, None if it is damaged, which is said."""
+        import pyrovae as pv
+
+        try:
+            return pv.read(path)
+        except Exception as error:  # HDF5 raises almost anything on damaged bytes
+            notice = f"{path} cannot be read and is measured anew: {error}"
+            self.errors.print(notice, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            return None
+
     def tell(
         self, tree: "xr.DataTree", files: Sequence[str], folder: Path, show: Callable[["Console"], None]
     ) -> None:
         """Show a tree to a person by `show`, or to a program as JSON, and say what was written."""
-        if self.as_json and not self.quiet:
-            typer.echo(json.dumps(_plain(tree, [str(folder / name) for name in files]), indent=1))
+        if self.as_json:
+            typer.echo(json.dumps(plain(tree, [str(folder / name) for name in files]), indent=1))
             return
         show(self.console)
-        self.console.print(f"Written to {folder}: {', '.join(files)}.", highlight=False)
+        self.console.print(f"Written to {folder}: {', '.join(files)}.", markup=False, highlight=False)
+
+    def without_verdict(self, sentences: Iterable[str]) -> typer.Exit:
+        """The exit of a command that gives no verdict, after saying so in these words, whatever is silent."""
+        print_error(self.errors, " ".join(sentences))
+        return typer.Exit(FAILED)
 
 
-def _plain(tree: "xr.DataTree", files: Sequence[str]) -> dict[str, Any]:
+def check_out(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to, before anything is computed; makes nothing.
+
+    Raises:
+        typer.BadParameter: it, or the nearest one above it that is there, is a file or not to be written to.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
+    if not there.is_dir():
+        raise typer.BadParameter(f"--out must be a folder, but {there} is a file: pass another one")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise typer.BadParameter(
+            f"--out must be a folder to write to, but {there} is closed to you: pass another one"
+        )
+
+
+def plain(tree: "xr.DataTree", files: Sequence[str]) -> dict[str, Any]:
     """What a person would read, for programs; NaN is null."""
     import pandas as pd
 
@@ -119,6 +169,11 @@ def _plain(tree: "xr.DataTree", files: Sequence[str]) -> dict[str, Any]:
         for name, table in tables.items()
     }
     return {**rows, "sentences": pv.verdict_sentences(tree), "files": list(files)}
+
+
+def model_hash(run: Path) -> str:
+    """By which a run's model is known again."""
+    return hashlib.sha256((run / "model.pyrovae").read_bytes()).hexdigest()
 
 
 def with_common(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -141,7 +196,7 @@ def _with_common(defaults: Mapping[str, Any], command: Callable[..., None]) -> C
     @wraps(command)
     def run(**given: Any) -> None:
         common = Common(**{field.name: given.pop(field.name) for field in fields(Common)})
-        with threads_set(common.threads):
+        with failures(), threads_set(common.threads):
             command(common, **given)
 
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + options

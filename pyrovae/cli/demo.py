@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pyrovae.cli.show import FAILED, choose_device, print_summary, progress, stage_bars, training_bar
+from pyrovae.cli.common import check_out
+from pyrovae.cli.show import (
+    FAILED,
+    choose_device,
+    failures,
+    print_summary,
+    progress,
+    stage_bars,
+    training_bar,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -19,6 +28,7 @@ REFERENCE = {"num_chains": 16, "num_samples": 1000, "warmup_steps": 300}
 PIXEL_SPREAD = 0.3  # where the learned noise starts: near the spread of a pixel, not at 1
 
 
+@failures()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the model, the results and the figures.")] = Path(
         "runs/demo"
@@ -34,6 +44,7 @@ def demo(
     import pyrovae as pv
     from pyrovae.results.headline import headline
 
+    check_out(out)
     console, place = Console(), choose_device(device)
     digits = pv.data.digits(seed=seed)
     train, val, test = (part.to(place) for part in (digits.train, digits.val, digits.test[:num_data]))

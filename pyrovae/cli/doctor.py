@@ -11,7 +11,7 @@ import typer
 
 from pyrovae.cli.common import DTYPES, AsJson, Device, Quiet, threads_set
 from pyrovae.cli.self_checks import self_checks
-from pyrovae.cli.show import FAILED, choose_device, progress
+from pyrovae.cli.show import FAILED, choose_device, print_error, progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,9 +47,11 @@ def doctor(
                 checks.append(check)
                 bars.update(task, note=check.name)
     _print(console, checks)
-    if as_json and not quiet:
+    if as_json:
         typer.echo(json.dumps({"facts": facts, "checks": [check.plain() for check in checks]}, indent=1))
-    if not all(check.is_passed for check in checks):
+    if failed := [check.name for check in checks if not check.is_passed]:
+        told = f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}."
+        print_error(Console(stderr=True), told)
         raise typer.Exit(FAILED)
 
 

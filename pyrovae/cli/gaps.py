@@ -7,7 +7,7 @@ import typer
 
 from pyrovae.cli.common import Common, with_common
 from pyrovae.cli.measure import NumData, Part, Run, bad_inputs, bad_options, open_part
-from pyrovae.cli.show import FAILED, progress, stage_bar, with_error
+from pyrovae.cli.show import progress, stage_bar, with_error
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -39,7 +39,7 @@ def gaps(
     from pyrovae.diagnostics.gaps import inference_gaps
     from pyrovae.reporting.figures import save_figure
     from pyrovae.reporting.gaps import plot_gaps
-    from pyrovae.results.inference_gaps import trusted
+    from pyrovae.results.inference_gaps import inference_gap_sentences, trusted
 
     options: dict[str, Any] = {"num_samples": num_samples, "num_fitting_samples": num_fitting_samples}
     options |= {"family": family, "num_temperatures": num_temperatures, "tolerance": tolerance}
@@ -58,7 +58,7 @@ def gaps(
     show = partial(_print, tree=tree, title=f"Gaps of {len(x)} data ({part}), nats per datum")
     common.tell(tree, ("gaps.nc", "gaps.png"), folder, show)
     if not trusted(tree["gaps"].to_dataset()).any():
-        raise typer.Exit(FAILED)
+        raise common.without_verdict(inference_gap_sentences(tree))
 
 
 def _print(console: "Console", tree: "xr.DataTree", title: str) -> None:

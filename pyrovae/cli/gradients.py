@@ -1,7 +1,6 @@
 """`pyrovae gradients RUN`: bias, noise and cost of gradient estimators, at the end of training or along it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,12 +11,11 @@ from pyrovae.cli.checkpoints import kept_epochs
 from pyrovae.cli.common import Common, with_common
 from pyrovae.cli.gradient_table import print_gradients
 from pyrovae.cli.measure import NumData, Part, Run, bad_inputs, bad_options, numbers, open_part
-from pyrovae.cli.show import FAILED, print_error, progress, stage_bar
+from pyrovae.cli.show import progress, stage_bar
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
-    from rich.console import Console
     from rich.progress import Progress
     from torch import Tensor
 
@@ -62,7 +60,7 @@ def gradients(
 ) -> None:
     """Measure gradient estimators of a run, encoder and decoder apart, and say which to use with how many draws."""
     import pyrovae as pv
-    from pyrovae.results.gradient_sentences import has_verdict
+    from pyrovae.results.gradient_sentences import gradient_sentences, has_verdict
 
     names = [name.strip() for name in estimators.split(",")]
     options: dict[str, Any] = {"estimators": names, "num_particles": numbers(particles), "seed": common.seed}
@@ -74,7 +72,7 @@ def gradients(
         models = {epoch: pv.load(file).to(x.device, x.dtype).eval() for epoch, file in files.items()}
 
     def measure() -> "xr.DataTree":
-        with _failures(common.errors), progress(common.console) as bars, bad_options():
+        with progress(common.console) as bars, bad_options():
             if models:
                 return _along_training(models, x, bars, log_evidence, options)
             return _measured(vae, x, stage_bar(bars, "gradients"), options)
@@ -92,7 +90,7 @@ def gradients(
     show = partial(print_gradients, tree=tree, title=f"Gradients of {len(x)} data ({part})")
     common.tell(tree, ("gradients.nc", *drawn), folder, show)
     if not has_verdict(tree):
-        raise typer.Exit(FAILED)
+        raise common.without_verdict(text for text in gradient_sentences(tree) if "no verdict" in text)
 
 
 def _own_options(names: Sequence[str], given: Mapping[str, Any]) -> dict[str, dict[str, Any]] | None:
@@ -107,16 +105,6 @@ def _own_options(names: Sequence[str], given: Mapping[str, Any]) -> dict[str, di
         for name in takers if value is not None else ():
             found.setdefault(name, {})[option] = value
     return found or None
-
-
-@contextmanager
-def _failures(console: "Console") -> Iterator[None]:
-    """What the model or the machine cannot do ends the command with its own exit code."""
-    try:
-        yield
-    except (FloatingPointError, NotImplementedError, RuntimeError) as error:
-        print_error(console, error)
-        raise typer.Exit(FAILED) from error
 
 
 def _measured(vae: "VAE", x: "Tensor", tell: Any, options: Mapping[str, Any]) -> "xr.DataTree":

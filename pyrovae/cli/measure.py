@@ -12,7 +12,6 @@ from pyrovae.cli.common import Common, with_common
 from pyrovae.cli.runs import PARTS, RunError, open_run
 from pyrovae.cli.show import (
     BAD_INPUT,
-    FAILED,
     choose_device,
     print_error,
     print_evidence,
@@ -77,6 +76,7 @@ def evidence(
     """Estimate log p(x) of some data of a run by many methods: value, direction, bias and cost in one table."""
     import pyrovae as pv
     from pyrovae.reporting.plots import plot_evidence, plot_evidence_cost, save_figure
+    from pyrovae.results.verdicts import findings
 
     names = [name.strip() for name in methods.split(",")]
     options: dict[str, Any] = {"num_samples": numbers(num_samples), "tolerance": tolerance}
@@ -99,7 +99,9 @@ def evidence(
     show = partial(print_evidence, tree=tree, title=title)
     common.tell(tree, ("evidence.nc", "evidence.png"), folder, show)
     if is_measured and not has_truth:
-        raise typer.Exit(FAILED)
+        why = [found.sentence for found in findings(tree) if found.group == "sandwich"]
+        unknown = f"No verdict: log p(x) is known for none of {target.num_data} data."
+        raise common.without_verdict([unknown, *why])
 
 
 def numbers(text: str) -> list[int]:

@@ -1,22 +1,25 @@
 """`pyrovae merge RUN`: the blocks that shards of `pyrovae audit` left, as one result."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pyrovae.cli.common import AsJson, Common, Quiet
+from pyrovae.cli.common import AsJson, Common, Quiet, model_hash
 from pyrovae.cli.runs import write_text
-from pyrovae.cli.show import BAD_INPUT, FAILED, print_error, print_summary
+from pyrovae.cli.show import BAD_INPUT, FAILED, failures, print_error, print_summary
 
 if TYPE_CHECKING:
     import xarray as xr
+    from rich.console import Console
 
     from pyrovae.results.record import Gate
 
-__all__ = ["FailOn", "blocks_folder", "finish", "gates_of", "merge"]
+__all__ = ["FailOn", "blocks_folder", "blocks_kept", "finish", "gates_of", "merge"]
 
 FailOn = Annotated[
     str,
@@ -31,14 +34,29 @@ FailOn = Annotated[
 Folder = Annotated[
     Path, typer.Argument(help="The run, or the --out of the shards: what holds the folder audit.")
 ]
+Out = Annotated[Path | None, typer.Option(help="Folder for audit.nc and audit.json; by default RUN.")]
 
 GATE_FAILED = 1
 SMALL = 1 << 31  # bytes of blocks up to which the result is one netCDF file, which is made in memory
+STAGE_OPTIONS = {
+    "num_chains": ("reference", "num_chains"),
+    "posterior_samples": ("reference", "num_samples"),
+    "warmup_steps": ("reference", "warmup_steps"),
+    "min_ess": ("reference", "min_ess"),
+    "target_accept_prob": ("reference", "target_accept_prob"),
+    "num_temperatures": ("sandwich", "num_temperatures"),
+    "num_simulations": ("calibration", "num_simulations"),
+}
+"""Options of `pyrovae audit` that are one stage's: the stage, and its own name for them."""
 
 
-def merge(run: Folder, fail_on: FailOn = "", as_json: AsJson = False, quiet: Quiet = False) -> None:
+def merge(
+    run: Folder, fail_on: FailOn = "", out: Out = None, as_json: AsJson = False, quiet: Quiet = False
+) -> None:
     """Put the blocks of an audit together: audit.nc (audit.zarr if they are more than 2 GiB) and audit.json."""
-    finish(run, Common(as_json=as_json, quiet=quiet), gates_of(fail_on))
+    common, gates = Common(out=out, as_json=as_json, quiet=quiet), gates_of(fail_on)
+    with failures(), blocks_kept(common.errors, run):
+        finish(run, common, gates)
 
 
 def blocks_folder(folder: Path) -> Path:
@@ -60,17 +78,32 @@ def gates_of(text: str) -> "list[Gate]":
         raise typer.BadParameter(f"--fail-on: {error}") from error
 
 
-def finish(folder: Path, common: Common, gates: "Sequence[Gate]") -> None:
-    """Merge, write, show, and exit as the gates and the verdicts say.
+@contextmanager
+def blocks_kept(errors: "Console", folder: Path) -> Iterator[None]:
+    """What the machine refuses, such as a full disk, ends the command; it says that the blocks are kept."""
+    try:
+        yield
+    except OSError as error:
+        print_error(
+            errors,
+            f"{error}; the blocks that were measured are kept in {blocks_folder(folder)}: once that is mended, the "
+            "same command goes on",
+        )
+        raise typer.Exit(FAILED) from error
+
+
+def finish(run: Path, common: Common, gates: "Sequence[Gate]") -> None:
+    """Merge the blocks of a run, write to --out or the run, show, and exit as the gates and the verdicts say.
 
     Raises:
         typer.Exit: blocks are missing, damaged or of another audit; a gate failed; or no datum has a verdict.
     """
     from pyrovae.results.blocks import BlockError
-    from pyrovae.results.record import audit_record, has_verdict
+    from pyrovae.results.record import audit_record, keyed_rows
 
+    folder = common.out or run
     try:
-        tree, name = _merged(folder)
+        tree, name = _merged(run, folder)
     except (BlockError, FileNotFoundError) as error:
         print_error(common.errors, error)
         raise typer.Exit(BAD_INPUT) from error
@@ -81,34 +114,77 @@ def finish(folder: Path, common: Common, gates: "Sequence[Gate]") -> None:
         typer.echo(text, nl=False)
     else:
         print_summary(common.console, tree, f"Audit of {record['num_data']} data")
-        _print_stages(common, record["stages"])
         common.console.print(f"Written to {folder}: {name}, audit.json.", markup=False, highlight=False)
-    code = _gated(common, gates, record["rows"])
-    if code or not has_verdict(tree):
+    is_without = _print_stages(common, tree, record)
+    code = _gated(common, gates, keyed_rows(tree))
+    if code or is_without:
         raise typer.Exit(code or FAILED)
 
 
-def _merged(folder: Path) -> "tuple[xr.DataTree, str]":
+def _merged(run: Path, folder: Path) -> "tuple[xr.DataTree, str]":
     """The merged result, read back, and the name of its file; what an earlier merge left under the other is removed."""
     from pyrovae.results import read, read_lazily
     from pyrovae.results.blocks import merge_blocks
+    from pyrovae.results.places import remove, settle
 
-    blocks = blocks_folder(folder)
-    size = sum(path.stat().st_size for path in blocks.glob("block-*.nc"))
-    if size > SMALL:
-        merge_blocks(blocks, folder / "audit.zarr")
-        (folder / "audit.nc").unlink(missing_ok=True)
-        return read_lazily(folder / "audit.zarr"), "audit.zarr"
-    merge_blocks(blocks, folder / "audit.nc")
-    return read(folder / "audit.nc"), "audit.nc"
+    blocks = blocks_folder(run)
+    is_large = sum(path.stat().st_size for path in blocks.glob("block-*.nc")) > SMALL
+    name, other = ("audit.zarr", "audit.nc") if is_large else ("audit.nc", "audit.zarr")
+    if blocks.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+    merge_blocks(blocks, folder / name, partial(_command, run))
+    settle(folder / other)
+    remove(folder / other)
+    return (read_lazily if is_large else read)(folder / name), name
 
 
-def _print_stages(common: Common, stages: dict[str, dict[str, str]]) -> None:
-    """The stages that gave nothing, or not all."""
-    for name, stage in stages.items():
-        if stage["status"] != "ok":
-            told = f"- No verdict of the stage {name}, {stage['status']}: {stage['reason']}."
-            common.console.print(told, markup=False, highlight=False)
+def _command(run: Path, header: Mapping[str, Any]) -> dict[str, str]:
+    """How to measure a run again, as a report reads it; nothing for a factory.
+
+    Raises:
+        BlockError: the run was trained anew since.
+    """
+    from pyrovae.results.blocks import BlockError
+
+    source, settings = header["source"], header["settings"]
+    if "part" not in source:
+        return {}
+    if (run / "model.pyrovae").is_file() and model_hash(run) != source["model"]:
+        raise BlockError(
+            f"the blocks in {blocks_folder(run)} are of another model than the run that is in {run} now: measure anew "
+            f"by pyrovae audit {run} --resume none"
+        )
+    about = {
+        "command": "audit",
+        "num_data": header["num_data"],
+        **{name: source[name] for name in ("model", "part", "dtype")},
+        **{name: settings[name] for name in ("stages", "num_samples", "block_size", "seed")},
+        **{
+            option: settings[stage][name]
+            for option, (stage, name) in STAGE_OPTIONS.items()
+            if name in settings[stage]
+        },
+    }
+    return {"command": json.dumps(about, sort_keys=True)}
+
+
+def _print_stages(common: Common, tree: "xr.DataTree", record: Mapping[str, Any]) -> bool:
+    """Say which stages gave nothing, or not all; as errors, if no datum has a verdict, which is the answer."""
+    from pyrovae.results.record import has_verdict
+
+    is_without = not has_verdict(tree)
+    told = [
+        f"- No verdict of the stage {name}, {stage['status']}: {stage['reason']}."
+        for name, stage in record["stages"].items()
+        if stage["status"] != "ok"
+    ]
+    if is_without and record["stages"].get("reference", {}).get("status") == "ok":
+        told.append(
+            f"- No verdict of the stage reference: it converged for none of {record['num_data']} data."
+        )
+    for line in told:
+        (common.errors if is_without else common.console).print(line, markup=False, highlight=False)
+    return is_without
 
 
 def _gated(common: Common, gates: "Sequence[Gate]", rows: dict[str, dict[str, Any]]) -> int:

@@ -32,7 +32,7 @@ def print_failure(error: Exception, ranks: "Ranks") -> None:
     if ranks.is_first:
         print_error(Console(stderr=True), error)
     elif not isinstance(error, RankFailed):
-        print_error(Console(stderr=True), type(error)(f"rank {ranks.rank}: {error}"))
+        print_error(Console(stderr=True), f"rank {ranks.rank}: {error}")
 
 
 @contextmanager

@@ -1,11 +1,16 @@
 """`pyrovae report RUN`: everything that was measured of a run as one HTML page."""
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pyrovae.cli.show import BAD_INPUT, print_error
+from pyrovae.cli.common import AsJson, Common, Quiet, plain
+from pyrovae.cli.show import BAD_INPUT, failures, print_error
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = ["report"]
 
@@ -15,25 +20,46 @@ Page = Annotated[
 ]
 
 
-def report(run: Results, out: Page = None) -> None:
+def report(run: Results, out: Page = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Write one self-contained page: the verdict first, then numbers, advice, figures, refusals and settings."""
-    from rich.console import Console
-
     from pyrovae.reporting.report import write_report
     from pyrovae.results.gathering import gather
     from pyrovae.results.headline import headline
 
-    console = Console()
-    page = out or (run if run.is_dir() else run.parent) / "report.html"
-    if page.suffix not in (".html", ".htm"):
-        raise typer.BadParameter(f"--out must end in .html, got {page.name!r}")
-    if not page.parent.is_dir():
-        raise typer.BadParameter(f"--out must be in a folder that is there, got {page}")
+    common = Common(as_json=as_json, quiet=quiet)
+    page = _page(out or (run if run.is_dir() else run.parent) / "report.html")
     try:
         tree = gather(run)
     except (OSError, ValueError) as error:
-        print_error(console, error)
+        print_error(common.errors, error)
         raise typer.Exit(BAD_INPUT) from error
-    write_report(tree, page)
-    console.print(headline(tree), markup=False, highlight=False)
-    console.print(f"Written to {page}.", markup=False, highlight=False)
+    with failures():
+        write_report(tree, page)
+    if as_json:
+        typer.echo(_as_json(tree, page))
+    common.console.print(headline(tree), markup=False, highlight=False)
+    common.console.print(f"Written to {page}.", markup=False, highlight=False)
+
+
+def _page(page: Path) -> Path:
+    """The same path, if a page can stand there.
+
+    Raises:
+        typer.BadParameter: another ending, a folder, or in no folder.
+    """
+    if page.suffix not in (".html", ".htm"):
+        raise typer.BadParameter(f"--out must end in .html, got {page.name!r}")
+    if page.is_dir():
+        raise typer.BadParameter(f"--out must be a file, but {page} is a folder")
+    if not page.parent.is_dir():
+        raise typer.BadParameter(f"--out must be in a folder that is there, got {page}")
+    return page
+
+
+def _as_json(tree: "xr.DataTree", page: Path) -> str:
+    """What the page says, for programs."""
+    from pyrovae.results.advice import advice
+    from pyrovae.results.headline import headline
+
+    said = {"headline": headline(tree), "advice": advice(tree)}
+    return json.dumps({**said, **plain(tree, [str(page)])}, indent=1)

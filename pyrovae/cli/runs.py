@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,20 +14,19 @@ from pyrovae.cli.settings import Settings, SettingsError, read_settings, to_toml
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
-    from pyrovae.data import RawData, Rows, Split
+    from pyrovae.data import RawData, Split
     from pyrovae.models.vae import VAE
+    from pyrovae.training.distributed import Ranks
     from pyrovae.training.fit import FitResult
 
 __all__ = [
     "PARTS",
     "RESUME_FOLDER",
     "RunError",
-    "build",
     "check_dtype",
     "check_resume",
-    "load_data",
+    "load_shared",
     "open_run",
     "resolve",
     "write_run",
@@ -36,33 +36,59 @@ __all__ = [
 RESUME_FOLDER = "resume"
 """Of a run, holds what an unfinished training goes on from; there is none once the run is written."""
 PARTS = ("train", "val", "test")
+PATIENCE = 60.0
+"""Seconds after which ranks that wait hear from the one that works: well within what a process group allows."""
 
 
 class RunError(ValueError):
-    """A folder that is not a run, or whose data are not those it was trained on."""
+    """A folder that is not a run, or a damaged one, or whose data are not those it was trained on."""
 
 
-def resolve(settings: Settings, raw: "RawData | None" = None) -> Settings:
-    """The settings with every default that depends on the data made explicit.
-
-    Args:
-        settings: as they were given.
-        raw: the data that they name, if they were read already.
-    """
+def resolve(settings: Settings, raw: "RawData") -> Settings:
+    """The settings with every default that depends on the data, which they name, made explicit."""
     if settings.dequantize is not None:
         return settings
+    return replace(settings, dequantize=raw.is_integer and settings.decoder != "bernoulli")
+
+
+def load_shared(settings: Settings, raw: "RawData", ranks: "Ranks") -> "Split":
+    """The split that the settings describe, of the data that they name, on every rank.
+
+    Mapped data are read by the first rank alone, which tells the others what it saw; those read a sample, see
+    `pyrovae.data.reopen`.
+
+    Raises:
+        DataError, ValueError: what `pyrovae.data.load` refuses.
+        RankFailed: another rank failed.
+    """
     from pyrovae import data
 
-    raw = data.read(settings.data) if raw is None else raw
-    return replace(settings, dequantize=raw.is_integer)
+    if ranks.size == 1 or not ranks.from_first(raw.is_mapped):
+        with ranks.together():
+            return _load(settings, raw)
+    with ranks.together():
+        split = _by_first(lambda: _load(settings, raw), ranks)
+    description = ranks.from_first(split and split.describe())
+    with ranks.together():
+        return split or data.reopen(raw, description)
 
 
-def load_data(settings: Settings, raw: "RawData | None" = None) -> "Split":
-    """The split that the settings describe, of data that may have been read already."""
+def _by_first(work: "Callable[[], Split]", ranks: "Ranks") -> "Split | None":
+    """What the work gives, which the first rank does; None on the others, which wait, however long it takes."""
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(work) if ranks.is_first else None
+        is_done = False
+        while not is_done:
+            wait([job] if job else [], PATIENCE)
+            is_done = ranks.any(job is not None and job.done())
+        return job.result() if job else None
+
+
+def _load(settings: Settings, raw: "RawData") -> "Split":
     from pyrovae import data
 
     return data.load(
-        settings.data if raw is None else raw,
+        raw,
         scale=None if settings.scaling == "none" else settings.scaling,
         dequantize=bool(settings.dequantize),
         val_fraction=settings.val_fraction,
@@ -89,33 +115,19 @@ def _dtype(settings: Settings) -> "torch.dtype":
     return kind
 
 
-def build(settings: Settings, train: "Tensor | Rows") -> "VAE":
-    """The VAE that the settings describe, for these training data."""
-    from pyrovae.models.vae import build_vae
-
-    same = (
-        "prior",
-        "decoder",
-        "encoder",
-        "noise",
-        "network",
-        "hidden",
-        "channels",
-        "activation",
-        "min_scale",
-    )
-    counts = ("components", "encoder_components", "rank", "pseudo_inputs", "df", "seed")
-    options: dict[str, Any] = {name: getattr(settings, name) for name in (*same, *counts)}
-    options |= {"scale": settings.noise_scale, "data": train}
-    return build_vae(train.shape[1], settings.latent_dim, **options).to(_dtype(settings))
-
-
-def check_resume(out: Path, settings: Settings, resume: str) -> bool:
+def check_resume(out: Path, settings: Settings, resume: str, raw: "RawData") -> bool:
     """Whether the folder holds this run already, finished, so that a resumed training has nothing to do.
+
+    Args:
+        out: the folder.
+        settings: as `resolve` gave them.
+        resume: "auto" or "none".
+        raw: the data that they name.
 
     Raises:
         SettingsError: `resume` is another word, or "none" and there is an unfinished run, or "auto" and a finished one
             of other settings.
+        RunError: "auto" and a finished one that is damaged, or whose data are not what they were.
     """
     from pyrovae.training.checkpoints import training_checkpoints
 
@@ -128,7 +140,10 @@ def check_resume(out: Path, settings: Settings, resume: str) -> bool:
         )
     if resume == "none" or is_unfinished or not (out / "model.pyrovae").is_file():
         return False
-    if read_settings(out / "config.toml", {}) != settings:
+    before = _settings(out)
+    if before.data == settings.data:
+        _check_data(raw, _facts(out)["data"], out)
+    if before != settings:
         raise SettingsError(
             f"{out} holds a finished run of other settings (see {out / 'config.toml'}): pass another --out, or "
             "--resume none to replace it"
@@ -165,24 +180,63 @@ def write_run(out: Path, settings: Settings, split: "Split", vae: "VAE", result:
 
 
 def open_run(folder: Path) -> "tuple[VAE, Split, dict[str, Any]]":
-    """The model of a run, its data, read again and checked against what it was trained on, and `run.json`.
+    """The model of a run, its data, checked against what it was trained on, and `run.json`.
+
+    The data are cut and transformed as `run.json` says, and nothing is fitted anew. Mapped data are not read but for a
+    sample, see `pyrovae.data.reopen`.
 
     Raises:
-        RunError: the folder is not a run, or the data have changed since.
+        RunError: the folder is not a run, or a damaged one, or the data have changed since.
+        DataError: the data cannot be read.
+        CheckpointError: the model cannot be read.
     """
+    from pyrovae import data
     from pyrovae.training.checkpoint import load
 
     missing = [name for name in ("config.toml", "run.json", "model.pyrovae") if not (folder / name).is_file()]
     if missing:
         raise RunError(f"{folder} is not a run of `pyrovae train`: it lacks {', '.join(missing)}")
-    facts = json.loads((folder / "run.json").read_text())
-    split = load_data(read_settings(folder / "config.toml", {}))
-    if split.describe()["sha256"] != facts["data"]["sha256"]:
-        raise RunError(
-            f"the data {facts['data']['spec']} are not those that {folder} was trained on: put them back"
-        )
+    settings, facts = _settings(folder), _facts(folder)
+    raw = data.read(settings.data)
+    _check_data(raw, facts["data"], folder)
+    with _readable(folder / "run.json"):
+        split = data.reopen(raw, facts["data"])
     vae = load(folder / "model.pyrovae")
     return vae, split, facts
+
+
+def _settings(folder: Path) -> Settings:
+    """Those of a run."""
+    with _readable(folder / "config.toml"):
+        return read_settings(folder / "config.toml", {})
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    """What `run.json` says, with "data" in it."""
+    with _readable(folder / "run.json"):
+        facts = json.loads((folder / "run.json").read_text())
+        return {**facts, "data": {**facts["data"]}}
+
+
+def _check_data(raw: "RawData", description: Mapping[str, Any], folder: Path) -> None:
+    """Refuse other data than those that a run was trained on."""
+    with _readable(folder / "run.json"):
+        known = {name: description[name] for name in ("sha256", "sample_sha256")}
+    if not raw.is_that_of(known):
+        raise RunError(f"the data {raw.spec} are not those that {folder} was trained on: put them back")
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What fails in the block is due to a file that is damaged, or of another version."""
+    try:
+        yield
+    except (KeyError, OSError, TypeError, ValueError) as error:
+        what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise RunError(
+            f"{path} is damaged, or of another version ({what}): put a good copy back, or train again with "
+            "--resume none"
+        ) from error
 
 
 def _write_split(path: Path, split: "Split") -> None:

@@ -8,11 +8,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-__all__ = ["Settings", "SettingsError", "kind_of", "read_settings", "to_toml"]
+__all__ = ["Settings", "SettingsError", "SettingsFileError", "kind_of", "read_settings", "to_toml"]
 
 
 class SettingsError(ValueError):
     """A key that is not known, or a value of the wrong kind."""
+
+
+class SettingsFileError(SettingsError):
+    """A file that is not there, or is not TOML."""
 
 
 def _option(default: Any, text: str) -> Any:
@@ -26,7 +30,8 @@ class Settings:
     data: str = _option("digits", "digits, or idx:PATH, npy:PATH, npz:PATH, csv:PATH, zarr:PATH.")
     scaling: str = _option("unit", "unit ([0, 1]), standardize, or none.")
     dequantize: bool | None = _option(
-        None, "Add uniform noise to integers; by default where the data are integers."
+        None,
+        "Add uniform noise to integers; by default where the data are integers and not the decoder's, bernoulli.",
     )
     val_fraction: float = _option(0.15, "Share of the data for validation.")
     test_fraction: float = _option(0.15, "Share of the data for testing.")
@@ -87,8 +92,8 @@ def read_settings(path: Path | None, given: Mapping[str, Any]) -> Settings:
     """Defaults, then the TOML file, then what was given on the command line (None: not given).
 
     Raises:
-        SettingsError: the file is not TOML, a key is unknown (with the nearest known one), or a value is of another
-            kind.
+        SettingsFileError: the file cannot be read, or is not TOML.
+        SettingsError: a key is unknown (with the nearest known one), or a value is of another kind.
 
     >>> read_settings(None, {"latent_dim": 3, "hidden": "64,32", "lr": None}).hidden
     (64, 32)
@@ -103,7 +108,7 @@ def _from_file(path: Path | None) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SettingsError(f"{path} cannot be read as TOML: {error}") from error
+        raise SettingsFileError(f"{path} cannot be read as TOML: {error}") from error
 
 
 def _checked(name: str, value: Any) -> Any:

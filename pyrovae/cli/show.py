@@ -16,7 +16,9 @@ __all__ = [
     "BAD_INPUT",
     "FAILED",
     "METRICS",
+    "WRONG_OPTIONS",
     "choose_device",
+    "failures",
     "print_error",
     "print_evidence",
     "print_summary",
@@ -45,8 +47,8 @@ METRICS = {
 }
 """What the history of a run may hold, the first of which is shown."""
 SMALLEST_ERROR = 5e-4  # nats; smaller ones are not shown
-FAILED, BAD_INPUT = 3, 4
-"""Exit codes: training failed or no datum has a verdict; data or a run cannot be read. 2 is for wrong options."""
+WRONG_OPTIONS, FAILED, BAD_INPUT = 2, 3, 4
+"""Exit codes: wrong options; training failed or no datum has a verdict; data or a run cannot be read."""
 
 
 def choose_device(name: str) -> str:
@@ -110,9 +112,26 @@ def stage_bars(bars: "Progress") -> Any:
     return tell
 
 
-def print_error(console: "Console", error: Exception) -> None:
+def print_error(console: "Console", error: Exception | str) -> None:
     """A message as it is: what stands in brackets is text, not rich's markup."""
-    console.print(str(error), style="red", markup=False, highlight=False)
+    console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def failures() -> Iterator[None]:
+    """What the model or the machine cannot do ends the command with its own exit code and the reason; a full disk, too.
+
+    Not with the 1 of Python's tracebacks, which says that a gate failed.
+    """
+    from rich.console import Console
+
+    try:
+        yield
+    except (typer.Exit, typer.Abort):  # which are RuntimeErrors
+        raise
+    except (FloatingPointError, NotImplementedError, OSError, RuntimeError) as error:
+        print_error(Console(stderr=True), error)
+        raise typer.Exit(FAILED) from error
 
 
 def print_summary(console: "Console", tree: "xr.DataTree", title: str) -> None:

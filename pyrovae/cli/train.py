@@ -11,23 +11,42 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pyrovae.cli.checkpoints import check_epochs, keep_epochs, put_checkpoints
-from pyrovae.cli.common import AsJson, Quiet, Threads, threads_set
+from pyrovae.cli.building import build
+from pyrovae.cli.checkpoints import check_epochs, keep_epochs
+from pyrovae.cli.common import AsJson, Quiet, Threads, check_out, threads_set
+from pyrovae.cli.finishing import finish_or_exit, print_facts, tell_result
 from pyrovae.cli.logs import event_writer, log_epochs
 from pyrovae.cli.ranks import console_of, listening_to, print_failure
-from pyrovae.cli.runs import RESUME_FOLDER, build, check_dtype, check_resume, load_data, resolve, write_run
-from pyrovae.cli.settings import Settings, SettingsError, kind_of, read_settings
-from pyrovae.cli.show import BAD_INPUT, FAILED, METRICS, choose_device, progress, training_bar
+from pyrovae.cli.runs import (
+    RESUME_FOLDER,
+    RunError,
+    check_dtype,
+    check_resume,
+    load_shared,
+    resolve,
+)
+from pyrovae.cli.settings import Settings, SettingsFileError, kind_of, read_settings
+from pyrovae.cli.show import (
+    BAD_INPUT,
+    FAILED,
+    WRONG_OPTIONS,
+    choose_device,
+    failures,
+    progress,
+    training_bar,
+)
 
 if TYPE_CHECKING:
+    import torch
     from rich.console import Console
+    from torch import Tensor
 
-    from pyrovae.data import Split
+    from pyrovae.data import Rows, Split
     from pyrovae.models.vae import VAE
     from pyrovae.training.distributed import Ranks
     from pyrovae.training.fit import FitResult
 
-__all__ = ["train"]
+__all__ = ["near", "train"]
 
 
 def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -73,11 +92,13 @@ def train(
     """
     place = choose_device(device)
     log = partial(log_epochs, out, event_writer() if tensorboard else None)
-    with threads_set(threads), _together_on(place) as ranks:
+    with failures(), threads_set(threads), _together_on(place) as ranks:
         console = console_of(ranks, quiet or as_json)
         prepared = _prepare(ranks, out, config, given, resume)
         if prepared is None:
             console.print(f"{out} holds this run, finished.", markup=False, highlight=False)
+            if as_json:
+                print_facts(ranks, out)
             return
         settings, split, vae = prepared
         for note in split.notes:
@@ -88,11 +109,10 @@ def train(
         more["resume"] = None if resume == "none" else resume
         vae = vae.to(place if ranks.size == 1 else place.partition(":")[0])
         result = _fit_or_exit(ranks, console, vae, split, settings, more)
-        if ranks.is_first:
-            _finish(out, settings, split, vae, result)
-            _tell(console, out, result)
-            if as_json and not quiet:
-                typer.echo((out / "run.json").read_text(), nl=False)
+        finish_or_exit(ranks, out, settings, split, vae, result)
+        tell_result(console, out, result)
+        if as_json:
+            print_facts(ranks, out)
 
 
 @contextmanager
@@ -116,31 +136,48 @@ def _prepare(
 
     try:
         with ranks.together():
+            if ranks.is_first:
+                check_out(out)
             settings = read_settings(config, given)
             check_dtype(settings)
             raw = pv.data.read(settings.data)
             settings = resolve(settings, raw)
             pv.FitConfig(**_options(settings))
             check_epochs(settings.keep_epochs, settings.max_epochs)
-            is_done = ranks.is_first and check_resume(out, settings, _wish(out, resume))
+            is_done = ranks.is_first and check_resume(out, settings, _wish(out, resume), raw)
         if ranks.from_first(is_done):
             return None
+        split = load_shared(settings, raw, ranks)
         with ranks.together():
-            split = load_data(settings, raw)
-            return settings, split, build(settings, split.train)
-    except (pv.data.DataError, RankFailed) as error:
-        print_failure(error, ranks)
-        raise typer.Exit(BAD_INPUT) from error
-    except (SettingsError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error
+            return settings, split, build(settings, split)
+    except (RankFailed, typer.BadParameter, ValueError) as error:
+        raise _refused(ranks, error) from error
+
+
+def _refused(ranks: "Ranks", error: Exception) -> Exception:
+    """What ends the command where options or files are refused: with one exit code on all ranks, the largest of theirs.
+
+    A rank that failed because of another has none of its own.
+    """
+    from pyrovae.data import DataError
+    from pyrovae.training.distributed import RankFailed
+
+    is_input = isinstance(error, (DataError, RunError, SettingsFileError))
+    own = 0 if isinstance(error, RankFailed) else BAD_INPUT if is_input else WRONG_OPTIONS
+    code = int(ranks.largest(float(own)))
+    if own == code == WRONG_OPTIONS:
+        return typer.BadParameter(str(error))
+    print_failure(error, ranks)
+    return typer.Exit(code)
 
 
 def _wish(out: Path, resume: str) -> str:
-    """What `--resume` says, or "auto" where torchrun started anew what failed and had begun."""
+    """What `--resume` says, or "auto" where torchrun started anew what failed after it began this run."""
     from pyrovae.training.checkpoints import training_checkpoints
-    from pyrovae.training.distributed import is_restarted
+    from pyrovae.training.distributed import has_begun
 
-    return "auto" if is_restarted() and training_checkpoints(out / RESUME_FOLDER) else resume
+    folder = out / RESUME_FOLDER
+    return "auto" if has_begun(folder) and training_checkpoints(folder) else resume
 
 
 def _options(settings: Settings) -> dict[str, Any]:
@@ -186,40 +223,33 @@ def _fit(
     ranks: "Ranks", console: "Console", vae: "VAE", split: "Split", settings: Settings, more: dict[str, Any]
 ) -> "FitResult":
     """Train with a bar and a log, keeping checkpoints and the models of some epochs in the run's folder."""
+    import torch
+
     import pyrovae as pv
 
     place = next(vae.parameters()).device
-    val_data = split.val.to(place) if len(split.val) else None
+    free = torch.cuda.mem_get_info(place)[0] if place.type == "cuda" else None
+    train, val = near(place, free, split.train, split.val)
     kept = more["checkpoint"] / "kept"
     log = more["progress"]
     with progress(console) as bars:
-        more = {**more, "val_data": val_data, "progress": None}
+        more = {**more, "val_data": val if len(val) else None, "progress": None}
         if ranks.is_first:
             if settings.keep_epochs:
                 kept.mkdir(parents=True, exist_ok=True)
             tell = log(training_bar(bars, settings.max_epochs))
             more["progress"] = keep_epochs(vae, kept, settings.keep_epochs, tell)
-        return pv.fit(vae.model, vae.guide, split.train.to(place), **more, **_options(settings))
+        return pv.fit(vae.model, vae.guide, train, **more, **_options(settings))
 
 
-def _finish(out: Path, settings: Settings, split: "Split", vae: "VAE", result: "FitResult") -> None:
-    """Write the run; only then drop what it could go on from."""
-    kept = out / RESUME_FOLDER / "kept"
-    kept.mkdir(parents=True, exist_ok=True)
-    put_checkpoints(kept, out)
-    write_run(out, settings, split, vae.cpu(), result)
-    _draw(out)
-    shutil.rmtree(out / RESUME_FOLDER)
+def near(place: "torch.device", free: int | None, *parts: "Tensor | Rows") -> "list[Tensor | Rows]":
+    """Data on the device, if they take at most half of its `free` bytes (None: all of its memory is theirs).
 
+    Else they stay where they are, and each batch comes to the device from pinned memory when it is asked for.
+    """
+    from pyrovae.data import Rows
 
-def _tell(console: "Console", out: Path, result: "FitResult") -> None:
-    best = [name for name in METRICS if name in result.history and name.startswith("val_")]
-    value = f", {METRICS[best[0]]} {result.history[best[0]].max():.2f} nats" if best else ""
-    console.print(f"Kept epoch {result.best_epoch + 1}{value}. Written to {out}.", highlight=False)
-
-
-def _draw(out: Path) -> None:
-    import pyrovae as pv
-    from pyrovae.reporting.plots import plot_training, save_figure
-
-    save_figure(plot_training(pv.read(out / "history.nc")), out / "training.png")
+    size = sum(x.nbytes for x in parts if not isinstance(x, Rows))
+    if free is None or 2 * size <= free:
+        return [x.to(place) for x in parts]
+    return [(x if isinstance(x, Rows) else Rows(x.numpy(), dtype=x.dtype)).to(place) for x in parts]

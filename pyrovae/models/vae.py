@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pyrovae.models.build import DECODERS, ENCODERS, NETWORKS, PRIORS, REFUSED, Recipe, make_parts
 from pyrovae.models.collapsed import Frozen
 from pyrovae.models.priors import VampPrior
+from pyrovae.models.widths import check_widths
 from pyrovae.seeding import seeded
 
 __all__ = ["DECODERS", "ENCODERS", "NETWORKS", "PRIORS", "REFUSED", "VAE", "build_vae"]
@@ -40,7 +41,8 @@ class VAE(PyroModule):
         config: the arguments of `build_vae` that rebuild this VAE, JSON-able; None for one made by hand.
 
     Raises:
-        ValueError: a `VampPrior` with an encoder that is not this one.
+        ValueError: a `VampPrior` with an encoder that is not this one; parts of which one does not take, or give, what
+            another draws.
 
     >>> import torch
     >>> from pyrovae.models.decoders import GaussianDecoder
@@ -60,6 +62,7 @@ class VAE(PyroModule):
                 "a VampPrior is the mixture of its own VAE's posteriors, and this one has another encoder, which "
                 "would not be trained; pass the same encoder to VampPrior and to VAE"
             )
+        check_widths(prior, decoder, encoder)
         self.prior = prior
         self.decoder = decoder
         self.encoder = encoder

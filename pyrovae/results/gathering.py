@@ -73,9 +73,9 @@ def gather(folder: Path) -> xr.DataTree:
 
     Of what several files have, the fullest is taken: most of the groups that belong together, then most data, then most
     estimates, then what was written last; of the history the first in the order of the files. What is of another
-    model than `model.pyrovae`, or of another model, part of the data or dtype than what stands already, is left out, and so is what is about other data than the
-    rest and no decomposition. The attribute `notes` tells all that was left out, with its reason; the attributes `run`
-    and `config` hold what `run.json` and `config.toml` say.
+    model than `model.pyrovae`, or of another model, part of the data or dtype than what stands already, is left out,
+    and so is what is about other data than the rest and no decomposition. The attribute `notes` tells all that was
+    left out, with its reason; the attributes `run` and `config` hold what `run.json` and `config.toml` say.
 
     Args:
         folder: Of a run, or a single file of one.

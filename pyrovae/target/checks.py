@@ -28,7 +28,10 @@ __all__ = [
 def check_data(data: Sequence[Any]) -> None:
     """Tensors with one and the same number of rows, at least one, all of them finite."""
     if not data:
-        raise ValueError("Target needs data: pass the arguments of model and guide after them")
+        raise ValueError(
+            "Target needs data: pass the arguments of model and guide after them, Target(model, guide, x); of a VAE, "
+            "vae.model and vae.guide"
+        )
     for i, x in enumerate(data):
         if not isinstance(x, Tensor):
             raise TypeError(
@@ -57,6 +60,11 @@ def check_model_sites(trace: Trace, plate: str) -> None:
     latents = [site for site in _sample_sites(trace) if is_latent(site)]
     if not latents:
         raise ValueError("the model has no latent site: there is no posterior to speak of")
+    if len(latents) == sum(1 for _ in _sample_sites(trace)):
+        raise ValueError(
+            "the model has no observed site: give the data to one by obs=; or were model and guide swapped? The model "
+            "comes first"
+        )
     for site in _sample_sites(trace):
         name = site["name"]
         if is_latent(site):
@@ -102,14 +110,21 @@ def check_guide_sites(trace: Trace, plate: str, num_data: int) -> None:
 
 
 def check_same_sites(model_trace: Trace, guide_trace: Trace) -> None:
-    """Model and guide have the same latent sites."""
-    model = {site["name"] for site in _sample_sites(model_trace) if is_latent(site)}
-    guide = {site["name"] for site in _sample_sites(guide_trace) if is_latent(site)}
-    if model != guide:
+    """Model and guide have the same latent sites, of the same shapes."""
+    model = {site["name"]: site["fn"] for site in _sample_sites(model_trace) if is_latent(site)}
+    guide = {site["name"]: site["fn"] for site in _sample_sites(guide_trace) if is_latent(site)}
+    if model.keys() != guide.keys():
         raise ValueError(
             "model and guide must have the same latent sites; only in the model: "
-            f"{sorted(model - guide) or 'none'}, only in the guide: {sorted(guide - model) or 'none'}"
+            f"{sorted(model.keys() - guide) or 'none'}, only in the guide: {sorted(guide.keys() - model) or 'none'}"
         )
+    for name in model:
+        shapes = [list(fn.shape()) for fn in (model[name], guide[name])]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"latent site {name!r} must have one shape in model and guide, but for the first data it is "
+                f"{shapes[0]} in the model and {shapes[1]} in the guide: give both as many coordinates"
+            )
 
 
 def _sample_sites(trace: Trace) -> Iterator[Any]:
@@ -186,7 +201,7 @@ def check_densities(target: "Target") -> bool:
     except RuntimeError as error:
         raise ValueError(
             "model and guide run on the data but not on the data repeated: their sizes are fixed to these data, or "
-            "their latents are not computed row by row; compute everything from the arguments, row by row"
+            f"their latents are not computed row by row ({error}); compute everything from the arguments, row by row"
         ) from error
     _check_not_nan(log_p, "log p(x, z)")
     _check_not_nan(log_q, "log q(z | x)")

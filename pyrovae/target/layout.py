@@ -10,6 +10,7 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
+from pyrovae.failures import explaining
 from pyrovae.target.checks import check_guide_sites, check_model_sites, check_same_sites
 from pyrovae.target.handlers import ReadLatents, bijection, is_latent, is_real, plate_dim, rows_first
 
@@ -72,7 +73,7 @@ def _trace_few(few: "Target", target: "Target", program: Any, role: str, *handle
     """The trace of a program on a few data; a program that runs on all the data but not on some is refused."""
     tracer = TraceMessenger()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), explaining(few.data, role):
             few._run(program, 1, tracer, *handlers)
     except Exception as error:
         if few.num_data < target.num_data and _runs(target, program):

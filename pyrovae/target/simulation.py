@@ -8,6 +8,7 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
+from pyrovae.failures import explaining
 from pyrovae.seeding import seeded
 from pyrovae.target.draws import Simulation
 from pyrovae.target.handlers import Score, Simulate, is_observed
@@ -22,7 +23,7 @@ def draw_data(target: "Target", num_samples: int) -> Simulation:
     """As `Target.simulate`."""
     base = target.rows([i % target.num_data for i in range(num_samples)])
     handler = Simulate() if target._simulate is None else Score({}, target.plate)
-    with torch.no_grad():
+    with torch.no_grad(), explaining(target.data, "model"):
         base._run(target.model, 1, handler)
         z, _ = base._unconstrain(handler.values, 1)
         if isinstance(handler, Simulate):

@@ -9,17 +9,17 @@ import pyro
 import torch
 from jaxtyping import Float
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
+from pyrovae.failures import explaining
 from pyrovae.seeding import seeded
 from pyrovae.target.checks import check_data, check_densities, check_shape
 from pyrovae.target.curvature import expected_curvature
 from pyrovae.target.draws import Draws, Simulation, Terms
-from pyrovae.target.handlers import DataPlate, PlaceLatents, ReadLatents, Score, rows_of_mean
+from pyrovae.target.handlers import DataPlate, PlaceLatents, ReadLatents, Score
 from pyrovae.target.layout import Layout, read_layout
 from pyrovae.target.likelihood import Prepared, prepared_terms
-from pyrovae.target.means import guide_mean
+from pyrovae.target.means import expected_data, guide_mean
 from pyrovae.target.pairs import pair_scorer
 from pyrovae.target.simulation import draw_data, name_arguments
 
@@ -127,7 +127,7 @@ class Target:
 
     def sample_prior(self, num_samples: int) -> Float[Tensor, "k n d"]:
         """Draw `num_samples` z from the prior for every datum, detached."""
-        with torch.no_grad():
+        with torch.no_grad(), explaining(self.data, "model"):
             drawn = self._run_score(self.model, {}, num_samples)
             return self._unconstrain(drawn.values, num_samples)[0]
 
@@ -193,15 +193,7 @@ class Target:
         A site whose value is an argument of the model has that argument's shape, `[K, N, *argument.shape[1:]]`.
         """
         with torch.no_grad():
-            observed = self._place(z).observed
-            means = {
-                msg["name"]: rows_of_mean(msg, self.plate) for msg in observed if not site_is_factor(msg)
-            }
-        shapes = {name: x.shape[1:] for name, x in zip(self.argument_names(), self.data, strict=True)}
-        return {
-            name: mean.reshape(*z.shape[:2], *shapes.get(name, mean.shape[1:]))
-            for name, mean in means.items()
-        }
+            return expected_data(self, z)
 
     def curvature(self, z: Float[Tensor, "k n d"]) -> Float[Tensor, "k n d d"]:
         """Expected negative Hessian of log p(x, z) in z.
@@ -251,6 +243,10 @@ class Target:
         other = self._replace(*self.data)
         other._prepared = self._prepared and self._prepared.expanded(z)
         return other
+
+    def __repr__(self) -> str:
+        sites = ", ".join(f"{name}: {at.stop - at.start}" for name, at in self.sites.items())
+        return f"Target({self.num_data} data, {self.dim} latent coordinates ({sites}), {self.dtype}, {self.device})"
 
     def _replace(self, *data: Tensor, rows: Any = None) -> "Target":
         other = copy.copy(self)
