@@ -58,8 +58,7 @@ def _say_reference(tree: xr.DataTree) -> Iterator[str]:
     seen = ", ".join(f"{row.quantity} {row.value:.4g}" for row in worst)
     over = f" ({seen} over all)" if seen else ""
     yield f"The reference posterior converged for {count_data(int(ok.sum()), ok.size)}{over}{_refusals(tree)}."
-    reasons = diagnostics["reason"].values if "reason" in diagnostics else []
-    if any("divergences" in str(reason) for reason in reasons):
+    if "reason" in diagnostics and any("divergences" in str(why) for why in diagnostics["reason"].values):
         yield (
             "Shorter steps may give a verdict where draws diverged: --target-accept-prob 0.9, which is "
             "reference={'target_accept_prob': 0.9} of pyrovae.audit."
