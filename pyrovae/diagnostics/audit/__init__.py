@@ -65,8 +65,10 @@ def audit(
     Returns:
         DataTree with what was measured: `calibration`, `prior`, `prior_predictive`, `reconstruction`, `observed_data`,
         `guide`, `log_weights`, `evidence`, `decomposition`, `posterior`, `sample_stats`, `diagnostics`, `comparison`,
-        `sandwich`, `gaps` and, if given, `history`. The attribute `stages` is JSON, `{stage: {"status": "ok", "failed"
-        or "skipped", "reason": ...}}`. The same seed, block size, data, machine and versions give the same content.
+        `sandwich`, `gaps` and, if given, `history`; `prior_predictive` and `reconstruction` hold the mean of the data
+        given z, E[x | z], at draws of z, without the noise of x. The attribute `stages` is JSON, `{stage: {"status":
+        "ok", "failed" or "skipped", "reason": ...}}`. The same seed, block size, data, machine and versions give the
+        same content.
 
     Raises:
         ValueError: a setting that is not, or whatever `Target` refuses.
