@@ -184,7 +184,7 @@ def test_no_flipped_bit_goes_unseen(path: Path, monkeypatch: pytest.MonkeyPatch)
     everywhere = range(path.stat().st_size)
     assert flipped_loads(path, vae, everywhere) == []
     monkeypatch.setattr(zipfile.ZipExtFile, "_update_crc", lambda self, data: None)  # the bug: nobody checks
-    assert len(flipped_loads(path, vae, everywhere)) > 50
+    assert len(flipped_loads(path, vae, everywhere[::10])) > 5
 
 
 def test_a_flipped_bit_in_a_tensor_is_reported(path: Path) -> None:

@@ -47,48 +47,49 @@ def hard_and_easy(num_data: int = 4) -> Target:
     return Target(model, guide, x)
 
 
+@pytest.fixture(scope="module")
+def shortened():
+    """Draws of data that leave their one group when they are good."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CLASSES", (32,))
+        return sample_posterior(hard_and_easy(), **SHORT)
+
+
 @pytest.mark.slow
-def test_data_leave_when_they_are_good_and_change_no_other(monkeypatch):
+def test_data_leave_when_they_are_good_and_change_no_other(monkeypatch, shortened):
     """Each datum has the bits that it has when all stay to the end."""
-    monkeypatch.setattr(module, "CLASSES", (32,))  # one group
-    options = SHORT
-    target = hard_and_easy()
-    tree = sample_posterior(target, **options)
-    counts = tree["diagnostics"]["num_transitions"].values
+    monkeypatch.setattr(module, "CLASSES", (32,))
+    counts = shortened["diagnostics"]["num_transitions"].values
     assert counts.min() < 200
     assert counts.max() == 200
     monkeypatch.setattr(
         rounds, "_leaves", lambda diagnostics, wanted: np.zeros(len(diagnostics["verdict"]), bool)
     )
-    longer = sample_posterior(target, **options)
+    longer = sample_posterior(hard_and_easy(), **SHORT)
     stayed = counts == 200
-    assert np.array_equal(
-        tree["posterior"]["z"].values[:, :, stayed], longer["posterior"]["z"].values[:, :, stayed]
-    )
+    z, all_z = shortened["posterior"]["z"].values, longer["posterior"]["z"].values
+    assert np.array_equal(z[:, :, stayed], all_z[:, :, stayed])
     for n in np.flatnonzero(~stayed):
         # What was kept of the longer run is every second or fourth draw of the shorter.
         step = 200 // counts[n]
-        short = tree["posterior"]["z"].values[:, step - 1 :: step, n]
-        assert np.array_equal(short, longer["posterior"]["z"].values[:, : short.shape[1], n])
+        short = z[:, step - 1 :: step, n]
+        assert np.array_equal(short, all_z[:, : short.shape[1], n])
 
 
 @pytest.mark.slow
-def test_draws_of_others_would_be_seen_to_change(monkeypatch):
+def test_draws_of_others_would_be_seen_to_change(monkeypatch, shortened):
     """Planted: noise drawn for the data that are left."""
-    monkeypatch.setattr(module, "CLASSES", (32,))  # one group
-    options = SHORT
-    target = hard_and_easy()
-    before = sample_posterior(target, **options)
+    monkeypatch.setattr(module, "CLASSES", (32,))
     original = rounds.trajectory.draw_noise
     monkeypatch.setattr(
         rounds.trajectory,
         "draw_noise",
         lambda like, rows=None: original(like if rows is None else like[:, rows]),
     )
-    after = sample_posterior(target, **options)
-    stayed = before["diagnostics"]["num_transitions"].values == 200
+    after = sample_posterior(hard_and_easy(), **SHORT)
+    stayed = shortened["diagnostics"]["num_transitions"].values == 200
     assert not np.array_equal(
-        before["posterior"]["z"].values[:, :, stayed], after["posterior"]["z"].values[:, :, stayed]
+        shortened["posterior"]["z"].values[:, :, stayed], after["posterior"]["z"].values[:, :, stayed]
     )
 
 
