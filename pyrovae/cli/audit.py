@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pyrovae.cli.common import Common, model_hash, with_common
+from pyrovae.cli.common import Common, with_common
 from pyrovae.cli.factories import call_factory
 from pyrovae.cli.measure import NumData, bad_inputs, bad_options, open_rows
 from pyrovae.cli.merge import STAGE_OPTIONS, FailOn, blocks_folder, blocks_kept, finish, gates_of
@@ -137,6 +137,8 @@ def _of_run(
     part: str, common: Common, run: Path | None, num_data: int | None, settings: dict[str, Any]
 ) -> "tuple[Plan, dict[str, Any], Path]":
     """The plan for a run, what its blocks say of their source, and the folder for them."""
+    from pyrovae.results.gathering import model_sha256
+
     if run is None:
         raise typer.BadParameter(
             "say what to audit: a run's folder, or --model package.module:factory with --out"
@@ -145,7 +147,7 @@ def _of_run(
         vae, x, _ = open_rows(run, part, num_data, common.device, common.dtype)
     plan = _plan(vae.model, vae.guide, (x,), settings)
     source = {"part": part, "dtype": str(x.dtype).removeprefix("torch."), "device": x.device.type}
-    source["model"] = model_hash(run)
+    source["model"] = model_sha256(run)
     return plan, source, common.folder(run)
 
 

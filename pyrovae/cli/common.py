@@ -1,6 +1,5 @@
 """What every measuring command takes: seed, device, dtype, threads, where to write, going on, and how to print."""
 
-import hashlib
 import inspect
 import json
 import os
@@ -27,7 +26,6 @@ __all__ = [
     "Quiet",
     "Threads",
     "check_out",
-    "model_hash",
     "plain",
     "threads_set",
     "with_common",
@@ -97,10 +95,11 @@ class Common:
         none, with a notice.
         """
         import pyrovae as pv
+        from pyrovae.results.gathering import model_sha256
 
         path = self.folder(run) / f"{name}.nc"
         about = {**settings, "command": name, "seed": self.seed, "dtype": self.dtype}
-        about["model"] = model_hash(run)
+        about["model"] = model_sha256(run)
         mark = json.dumps(about, sort_keys=True)
         if self.resume == "auto" and path.is_file():
             kept = self._kept(path)
@@ -169,11 +168,6 @@ def plain(tree: "xr.DataTree", files: Sequence[str]) -> dict[str, Any]:
         for name, table in tables.items()
     }
     return {**rows, "sentences": pv.verdict_sentences(tree), "files": list(files)}
-
-
-def model_hash(run: Path) -> str:
-    """By which a run's model is known again."""
-    return hashlib.sha256((run / "model.pyrovae").read_bytes()).hexdigest()
 
 
 def with_common(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pyrovae.cli.common import AsJson, Common, Quiet, model_hash
+from pyrovae.cli.common import AsJson, Common, Quiet
 from pyrovae.cli.runs import write_text
 from pyrovae.cli.show import BAD_INPUT, FAILED, failures, print_error, print_summary
 
@@ -145,11 +145,12 @@ def _command(run: Path, header: Mapping[str, Any]) -> dict[str, str]:
         BlockError: the run was trained anew since.
     """
     from pyrovae.results.blocks import BlockError
+    from pyrovae.results.gathering import MODEL_FILE, model_sha256
 
     source, settings = header["source"], header["settings"]
     if "part" not in source:
         return {}
-    if (run / "model.pyrovae").is_file() and model_hash(run) != source["model"]:
+    if (run / MODEL_FILE).is_file() and model_sha256(run) != source["model"]:
         raise BlockError(
             f"the blocks in {blocks_folder(run)} are of another model than the run that is in {run} now: measure anew "
             f"by pyrovae audit {run} --resume none"

@@ -1,7 +1,6 @@
 """A run's folder: settings, model, history and what the data were; written whole, read back and checked."""
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -243,8 +242,10 @@ def _write_split(path: Path, split: "Split") -> None:
     """The rows of the data that each part holds."""
     import numpy as np
 
-    with _whole(path) as temporary:
-        np.savez(temporary, **{part: getattr(split, f"{part}_index").numpy() for part in PARTS})
+    from pyrovae.results.places import replacing
+
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **{part: getattr(split, f"{part}_index").numpy() for part in PARTS})
 
 
 def _best(history: Mapping[str, Any], name: str) -> float | None:
@@ -253,16 +254,7 @@ def _best(history: Mapping[str, Any], name: str) -> float | None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file, whole or not at all."""
-    with _whole(path) as temporary:
+    from pyrovae.results.places import replacing
+
+    with replacing(path) as temporary:
         temporary.write_text(text)
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, which takes its place when the block has ended well."""
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

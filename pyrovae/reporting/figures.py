@@ -2,17 +2,16 @@
 
 import os
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
-from uuid import uuid4
 
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextToPath
+
+from pyrovae.results.places import replacing
 
 __all__ = [
     "COLORS",
@@ -22,7 +21,6 @@ __all__ = [
     "save_figure",
     "set_title",
     "simplify",
-    "whole_file",
 ]
 
 COLORS: Final = {
@@ -132,20 +130,5 @@ def save_figure(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 200)
     target = Path(path)
     if target.suffix not in (".png", ".svg", ".pdf"):
         raise ValueError(f"a figure is saved as .png, .svg or .pdf, got {target.name!r}")
-    with whole_file(target) as temporary:
-        figure.savefig(temporary, dpi=dpi, metadata=_NO_DATE.get(target.suffix))
-
-
-@contextmanager
-def whole_file(target: Path) -> Iterator[Path]:
-    """A temporary path beside `target`, which takes its place when the block has ended well."""
-    if not target.parent.is_dir():
-        raise FileNotFoundError(
-            f"cannot write {target.name}: there is no folder {target.parent}; make it first"
-        )
-    temporary = target.with_name(f".{target.stem}.{uuid4().hex}{target.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(target) as temporary:
+        figure.savefig(temporary, format=target.suffix[1:], dpi=dpi, metadata=_NO_DATE.get(target.suffix))

@@ -11,11 +11,11 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from pyrovae.reporting import report_facts as facts
-from pyrovae.reporting.figures import whole_file
 from pyrovae.reporting.report_figures import Drawn, Undrawn, draw_figures
 from pyrovae.reporting.report_links import linked, places_of
 from pyrovae.results.advice import advice
 from pyrovae.results.headline import headline
+from pyrovae.results.places import replacing
 from pyrovae.results.schema import check
 from pyrovae.results.storage import content_hash
 from pyrovae.results.verdicts import findings
@@ -49,7 +49,7 @@ def write_report(tree: xr.DataTree, path: str | os.PathLike[str]) -> None:
     if target.suffix not in (".html", ".htm"):
         raise ValueError(f"a report is written as .html, got {target.name!r}: change the ending")
     text = render_report(tree)
-    with whole_file(target) as temporary:
+    with replacing(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -14,7 +14,9 @@ from pyrovae.results.groups import build_tree
 from pyrovae.results.schema import SCHEMA
 from pyrovae.results.storage import read
 
-__all__ = ["gather"]
+__all__ = ["MODEL_FILE", "gather", "model_sha256"]
+
+MODEL_FILE: Final = "model.pyrovae"
 
 _FILES: Final = (
     "audit",
@@ -114,6 +116,11 @@ def gather(folder: Path) -> xr.DataTree:
             own = {name: tree[name].to_dataset() for name in names if name in tree.children}
             _add(parts, names, _Part(own, path.name, path.stat().st_mtime_ns), notes)
     return _together(parts, attrs, notes, _facts(folder))
+
+
+def model_sha256(run: Path) -> str:
+    """By which the model of a run is known again."""
+    return hashlib.sha256((run / MODEL_FILE).read_bytes()).hexdigest()
 
 
 def _found(folder: Path) -> list[Path]:
@@ -245,8 +252,8 @@ def _whose(key: str, trained: Mapping[str, Any]) -> str:
 
 def _trained(folder: Path) -> dict[str, Any]:
     """The model of the run in the folder, which may have been trained anew since something was measured."""
-    path = (folder if folder.is_dir() else folder.parent) / "model.pyrovae"
-    return {"model": hashlib.sha256(path.read_bytes()).hexdigest()} if path.is_file() else {}
+    run = folder if folder.is_dir() else folder.parent
+    return {"model": model_sha256(run)} if (run / MODEL_FILE).is_file() else {}
 
 
 def _about(attrs: Mapping[Any, Any]) -> dict[str, Any]:

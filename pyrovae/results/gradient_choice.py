@@ -5,11 +5,9 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from pyrovae.results.gradients import WITHIN, Record
+from pyrovae.results.significance import SURE
 
-__all__ = ["SURE", "Candidate", "Choice", "candidates", "choose", "is_beaten", "objective_of"]
-
-SURE: Final = 3.0
-"""Standard errors from which a difference is called one."""
+__all__ = ["Candidate", "Choice", "candidates", "choose", "is_beaten", "objective_of"]
 
 ELBO: Final = "the ELBO"
 _OF_ELBO: Final = ("elbo", "analytic_kl", "stl", "score_function", "score_function_loo", "detached")

@@ -6,9 +6,10 @@ from typing import Any, Final
 
 import xarray as xr
 
-from pyrovae.results.gradient_choice import SURE, Candidate, Choice, candidates, choose, is_beaten
+from pyrovae.results.gradient_choice import Candidate, Choice, candidates, choose, is_beaten
 from pyrovae.results.gradients import MAIN_PARTS, WITHIN, Record, gradient_records, snr_slopes
 from pyrovae.results.rows import Method, measured, with_error
+from pyrovae.results.significance import SURE
 
 __all__ = ["gradient_sentences", "has_verdict", "told_of"]
 

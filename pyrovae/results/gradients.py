@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from pyrovae.results.rows import measured
 from pyrovae.results.schema import check
+from pyrovae.results.significance import SURE
 
 __all__ = [
     "MAIN_PARTS",
@@ -60,7 +61,6 @@ _COLUMNS: Final = (
     *("snr_squared", "snr_squared_std_error", "own_bias_squared", "own_bias_squared_std_error"),
     *("evidence_bias_squared", "evidence_bias_squared_std_error"),
 )
-_SURE: Final = 3.0  # standard errors from which a bias is called one
 _SMALL: Final = 0.01  # of the gradient's length: a smaller bias is none to care about
 
 
@@ -128,7 +128,7 @@ def gradient_summary(tree: xr.DataTree) -> pd.DataFrame:
         for name in ("own_bias", "evidence_bias"):
             pair = (table[f"{name}_squared{end}"].to_numpy(float) for end in ("", "_std_error"))
             table[name], table[f"{name}_std_error"] = _root(*pair)
-    is_sure = table["own_bias_squared"] > _SURE * table["own_bias_squared_std_error"]
+    is_sure = table["own_bias_squared"] > SURE * table["own_bias_squared_std_error"]
     table["is_biased"] = is_sure & (table["own_bias"] > _SMALL)
     return table[list(_COLUMNS)]
 

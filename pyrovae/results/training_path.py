@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from pyrovae.results.groups import Evidence, group
 from pyrovae.results.rows import Method, average, measured, with_error
+from pyrovae.results.significance import SURE
 
 __all__ = ["PATH_NAMES", "path_group", "path_sentences", "stack_epochs"]
 
@@ -18,7 +19,6 @@ PATH_NAMES: Final = {
     "kl_posterior": "KL(guide || posterior)",
 }
 """What is measured along training, in nats per datum, as people write it."""
-_SURE: Final = 3.0  # standard errors from which a change is called one
 _BOUND: Final = {"lower": ", at least", "upper": ", at most"}
 
 
@@ -147,7 +147,7 @@ def path_sentences(tree: xr.DataTree) -> Iterator[str]:
 
 def _rises(path: xr.Dataset, name: str) -> np.ndarray:
     """Where a quantity is larger than at the checkpoint before."""
-    return path[f"{name}_change"].values > _SURE * path[f"{name}_change_std_error"].values
+    return path[f"{name}_change"].values > SURE * path[f"{name}_change_std_error"].values
 
 
 def _change(path: xr.Dataset, name: str, i: int) -> str:

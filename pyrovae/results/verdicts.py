@@ -26,12 +26,12 @@ from pyrovae.results.rows import (
 )
 from pyrovae.results.sandwich import evidence_summary, sandwich_rows, truth_name
 from pyrovae.results.schema import check
+from pyrovae.results.significance import SURE
 from pyrovae.results.summary import evidence_rows, gap_rows, term_rows, told_methods
 from pyrovae.results.training_path import path_sentences
 
 __all__ = ["Finding", "findings", "verdict_sentences"]
 
-_SURE: Final = 3.0  # standard errors from which a difference is called one
 _NEAR: Final = 0.1  # nats from log p(x), two standard errors included, that are near enough
 _WORTH: Final = 0.01  # nats from log p(x) below which no bias is told for its own sake
 _SIDE: Final = {
@@ -148,7 +148,7 @@ def _say_nearest(tree: xr.DataTree) -> Iterator[str]:
         best = str(size.idxmin())
         start = f"No estimator is sure to be within {_NEAR} nats of log p(x) on average; the nearest"
     yield f"{start} is {_biased(table, named[best])} at {cost[best]} evaluations of the model per datum."
-    is_off = table["bias"].abs() > np.fmax(_SURE * table["bias_std_error"], _WORTH)
+    is_off = table["bias"].abs() > np.fmax(SURE * table["bias_std_error"], _WORTH)
     ends = [
         m.label for m in largest_budgets(methods) if m.estimator != "elbo" and m.label in table.index[is_off]
     ]
@@ -205,7 +205,7 @@ def _say_gaps(tree: xr.DataTree) -> Iterator[str]:
         by = f"{row.subject} - ELBO over {count_data(row.num_data)}{refused}"
         if math.isnan(row.std_error):
             yield f"No verdict on the gap by {row.subject} - ELBO: no error bar can be trusted."
-        elif row.value > _SURE * row.std_error or row.direction == "upper":
+        elif row.value > SURE * row.std_error or row.direction == "upper":
             yield f"The ELBO lies {_BOUND[row.direction]}{number(row)} nats per datum below log p(x) ({by})."
         else:
             yield f"No gap between the ELBO and log p(x) was found: {number(row)} nats per datum ({by})."
@@ -263,7 +263,7 @@ def _say_posterior(terms: xr.Dataset, rows: dict[str, Row]) -> Iterator[str]:
         yield "No verdict on the KL to the posterior: log p(x) is not known."
     elif math.isnan(row.std_error):
         yield f"No verdict on the KL to the posterior: log p(x){by} has no error bar that can be trusted."
-    elif row.value > _SURE * row.std_error or row.direction == "upper":
+    elif row.value > SURE * row.std_error or row.direction == "upper":
         yield (
             f"The KL to the posterior is {_BOUND[row.direction]}{number(row)} nats: what the ELBO loses of log p(x) "
             f"({over})."

@@ -67,10 +67,10 @@ def audit_shard(
     plan.check_data(own)
     _clean(folder, shard, resume)
     deadline = Deadline(max_seconds)
+    headers = [{**common, "block": block.number, "rows": plan.rows_sha256(block)} for block in own]
     for stages in passes(plan, deadline):
-        for i, block in enumerate(own):
+        for i, (block, header) in enumerate(zip(own, headers, strict=True)):
             path = block_path(folder, block.number)
-            header = {**common, "block": block.number, "rows": plan.rows_sha256(block)}
             examine(
                 plan,
                 block,

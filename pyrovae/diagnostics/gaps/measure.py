@@ -92,7 +92,6 @@ def inference_gaps(
     """
     _check(family, num_samples, tolerance)
     start = time.perf_counter()
-    tell = progress or (lambda stage, done, total: None)
     known = find_truth(
         target,
         evidence,
@@ -104,14 +103,7 @@ def inference_gaps(
     seconds_truth = time.perf_counter() - start
     guide = read_guide(target, seed=block_seed(seed, 1))
     settings = Settings(num_samples, num_fitting_samples, tolerance, max_steps)
-    blocks, first = [], 0
-    parts = target.split(max(1, MAX_ROWS // num_fitting_samples))
-    for i, some in enumerate(parts):
-        tell("best Gaussians", i, len(parts))
-        own = _rows(guide, slice(first, first + some.num_data))
-        first += some.num_data
-        blocks.append(measure_bounds(some, own, settings, seed=block_seed(seed, 2, i)))
-    tell("", len(parts), len(parts))
+    blocks = _measure_blocks(target, guide, settings, seed, progress or (lambda stage, done, total: None))
     chosen, reason = (family, "") if family else (guide.family, guide.reason)
     attrs = {
         **settings._asdict(),
@@ -143,6 +135,21 @@ def _check(family: str | None, num_samples: int, tolerance: float) -> None:
         )
     if not tolerance > 0:
         raise ValueError(f"tolerance is in nats, above 0, but is {tolerance}")
+
+
+def _measure_blocks(
+    target: Target, guide: Guide, settings: Settings, seed: int, tell: Progress
+) -> list[Bounds]:
+    """The best Gaussians and the ELBOs of all data, as many at a time as memory allows."""
+    blocks, first = [], 0
+    parts = target.split(max(1, MAX_ROWS // settings.num_fitting_samples))
+    for i, some in enumerate(parts):
+        tell("best Gaussians", i, len(parts))
+        own = _rows(guide, slice(first, first + some.num_data))
+        first += some.num_data
+        blocks.append(measure_bounds(some, own, settings, seed=block_seed(seed, 2, i)))
+    tell("", len(parts), len(parts))
+    return blocks
 
 
 def _rows(guide: Guide, rows: slice) -> Guide:
